@@ -1,0 +1,73 @@
+"""Batches of stored pictures, prepared one thread ahead. Their order is a function of (seed, epoch) and nothing else."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.seeding import Purpose, generator
+from data.store import Store, map_ahead
+
+AHEAD = 2  # batches in preparation while one is being computed
+
+
+class Batch(NamedTuple):
+    """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64."""
+
+    iteration: int
+    images: Tensor
+    labels: Tensor
+
+
+def epoch_length(pictures: int, batch_size: int) -> int:
+    """Batches per epoch. The last may be partial, but a single picture, which BatchNorm cannot take, is left out."""
+    whole, rest = divmod(pictures, batch_size)
+    return whole + (rest > 1)
+
+
+def epoch_order(pictures: int, seed: int, epoch: int) -> np.ndarray:
+    """(pictures,) int64: the order in which 0-based ``epoch`` goes through the training set."""
+    return generator(seed, Purpose.ORDER, epoch).permutation(pictures)
+
+
+def train_batches(
+    store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, start: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """The endless stream of training batches from iteration ``start`` on; what lies before it costs nothing.
+
+    rows: (n,) int64, the training pictures' rows in the store. labels: (n,) int64, theirs.
+    pin: page-locked memory, from which a copy to a GPU overlaps with its work.
+    """
+    per_epoch = epoch_length(len(rows), batch_size)
+
+    def picks() -> Iterator[tuple[int, np.ndarray]]:
+        for epoch in count(start // per_epoch):
+            order = epoch_order(len(rows), seed, epoch)
+            for index in range(max(start - epoch * per_epoch, 0), per_epoch):
+                yield epoch * per_epoch + index, order[index * batch_size : (index + 1) * batch_size]
+
+    return _load(store, rows, labels, picks(), pin)
+
+
+def eval_batches(store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, pin: bool = False) -> Iterator[Batch]:
+    """Every picture once, in the order of ``rows``."""
+    starts = range(0, len(rows), batch_size)
+    picks = ((number, np.arange(len(rows))[start : start + batch_size]) for number, start in enumerate(starts))
+    return _load(store, rows, labels, picks, pin)
+
+
+def _load(
+    store: Store, rows: np.ndarray, labels: np.ndarray, picks: Iterable[tuple[int, np.ndarray]], pin: bool
+) -> Iterator[Batch]:
+    def load(pick: tuple[int, np.ndarray]) -> Batch:
+        iteration, members = pick
+        images, targets = torch.from_numpy(store.read(rows[members])), torch.from_numpy(labels[members])
+        return Batch(iteration, images.pin_memory(), targets.pin_memory()) if pin else Batch(iteration, images, targets)
+
+    with ThreadPoolExecutor(1) as pool, closing(map_ahead(pool, load, picks, AHEAD)) as batches:
+        yield from batches

@@ -1,0 +1,18 @@
+"""Every random draw is a function of (seed, purpose, index), never of what ran before: nothing has to be saved to go on."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a draw is for. The numbers are part of every run's result: append, never renumber."""
+
+    SPLIT = 0
+    ORDER = 1
+    CROP = 2
+
+
+def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
+    """An independent stream for each (seed, purpose, index), index being an epoch, an iteration or a label."""
+    return np.random.default_rng([seed, purpose, index])

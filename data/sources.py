@@ -1,0 +1,222 @@
+"""``--data`` → Samples: which pictures there are, and what each shows.
+
+Four layouts: class folders; ``train/`` beside ``val/``; CUB-200-2011's text files; and the built-in birds, which are drawn
+into class folders first.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data.birds import draw_birds
+from errors import UserError
+
+log = logging.getLogger("plumage")
+
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
+CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+CUB_MD5 = "97eceeb196236b17998738112f37df78"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled pictures: ``root / paths[i]`` shows ``classes[labels[i]]``.
+
+    paths: relative to ``root``, with forward slashes, sorted.
+    labels: (n,) int64. classes: the names in label order.
+    split: (n,) "train" or "val" where the source has its own split, else None.
+    """
+
+    root: Path
+    paths: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    split: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: np.ndarray) -> "Samples":
+        """The samples of these rows (int64 indices), in their order, over the same classes."""
+        paths = [self.paths[row] for row in rows]
+        return replace(self, paths=paths, labels=self.labels[rows], split=None if self.split is None else self.split[rows])
+
+
+def locate(data: str, cache: Path, workers: int | None = None) -> Path:
+    """The folder that ``--data`` names: ``birds`` and ``cub200`` are drawn or fetched into ``cache`` once."""
+    if data in ("birds", "cub200"):
+        if Path(data).is_dir():
+            log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
+        return built_in_birds(cache, workers) if data == "birds" else fetch_cub200(cache)
+    folder = Path(data)
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"--data {data}: {what}; give a folder with a folder of pictures for each class")
+    return folder
+
+
+def list_samples(folder: Path, least_classes: int = 2) -> Samples:
+    """Every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from."""
+    samples = read_cub(folder) if all((folder / name).is_file() for name in CUB_LISTS) else read_folders(folder)
+    if len(samples.classes) < least_classes:
+        raise UserError(f"--data {folder}: only one class ({samples.classes[0]}); two are needed{_hint(folder)}")
+    return samples
+
+
+def built_in_birds(cache: Path, workers: int | None) -> Path:
+    folder = cache / "birds"
+    if not folder.is_dir():
+        log.info(f"drawing the birds into {folder} (once)")
+        cache.mkdir(parents=True, exist_ok=True)
+        draw_birds(folder, workers=workers)
+    return folder
+
+
+def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
+    """The folder of CUB-200-2011, downloaded (1.2 GB) and unpacked into ``cache`` unless it is there already."""
+    from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415 (slow, rarely needed)
+
+    folder, partial = cache / "CUB_200_2011", cache / "CUB_200_2011.partial"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # An archive that is whole is not fetched again, so a broken attempt costs only what it had not done.
+        download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
+        (partial / folder.name).rename(folder)
+    except (OSError, EOFError, RuntimeError) as error:
+        raise UserError(f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder") from error
+    return folder
+
+
+def read_folders(folder: Path) -> Samples:
+    """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
+    ignored: Counter[str] = Counter()
+    children = {entry.name.lower(): entry.name for entry in _visible(folder, ignored) if entry.is_dir()}
+    val = next((children[name] for name in VAL_NAMES if name in children), None)
+    if "train" in children and val is not None:
+        parts = {"train": children["train"] + "/", "val": val + "/"}
+        ignored.update(f"{name}/" for name in children.values() if name + "/" not in parts.values())
+        if val.lower() == "test":
+            log.info(f"{folder}: no val/, so {val}/ is the validation set")
+    else:
+        parts = {"": ""}
+    found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
+    if ignored:
+        log.info(f"{folder}: ignored " + ", ".join(f"{count} {what}" if count > 1 else what for what, count in ignored.items()))
+    for part, members in found.items():
+        if not members:
+            raise UserError(_nothing_in(folder / parts[part]))
+    classes = sorted({name for members in found.values() for name, _ in members})
+    if len(found) == 2:
+        _name_lopsided_classes(folder, *({name for name, _ in members} for members in found.values()))
+    label = {name: index for index, name in enumerate(classes)}
+    rows = [(path, label[name], part) for part, members in found.items() for name, paths in members for path in paths]
+    samples = _sorted_samples(folder, rows, classes)
+    return samples if len(found) == 2 else replace(samples, split=None)
+
+
+def read_cub(folder: Path) -> Samples:
+    """CUB-200-2011 by its text files, with its official split (its test set is the validation set)."""
+    names = _cub_list(folder / "classes.txt")
+    images = _cub_list(folder / "images.txt")
+    labels = _cub_list(folder / "image_class_labels.txt")
+    is_train = _cub_list(folder / "train_test_split.txt")
+    classes = sorted(names.values())
+    label = {name: index for index, name in enumerate(classes)}
+    rows = []
+    for key, image in images.items():
+        path = PurePosixPath("images", image)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{folder / 'images.txt'}: {image} leaves the data folder")
+        try:
+            rows.append((str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "val"))
+        except KeyError as error:
+            raise UserError(f"{folder}: image {key} has no entry in one of {', '.join(CUB_LISTS[1:])}") from error
+    if not rows:
+        raise UserError(f"{folder / 'images.txt'} lists no pictures")
+    return _sorted_samples(folder, rows, classes)
+
+
+def _sorted_samples(folder: Path, rows: list[tuple[str, int, str]], classes: list[str]) -> Samples:
+    paths, labels, split = zip(*sorted(rows), strict=True)
+    return Samples(folder, list(paths), np.array(labels, np.int64), classes, np.array(split))
+
+
+def _cub_list(path: Path) -> dict[str, str]:
+    pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if bad := next((pair for pair in pairs if len(pair) != 2), None):
+        raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
+    return {key: value.strip() for key, value in pairs}
+
+
+def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """(class name, sorted relative paths of its pictures) of every class folder that has any."""
+    for entry in _visible(folder / prefix, ignored):
+        if not entry.is_dir():
+            ignored["files outside the class folders"] += 1
+        elif paths := sorted(_pictures(entry, f"{prefix}{entry.name}/", ignored)):
+            yield entry.name, paths
+        else:
+            ignored[f"the empty class {entry.name}"] += 1
+
+
+def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) -> Iterator[str]:
+    for entry in _visible(Path(folder.path), ignored):
+        if entry.is_dir():
+            if entry.is_symlink() and Path(entry.path).resolve() in (here := Path(folder.path).resolve(), *here.parents):
+                ignored[f"the circular link {entry.path}"] += 1
+            else:
+                yield from _pictures(entry, f"{prefix}{entry.name}/", ignored)
+        elif _is_picture(entry.name):
+            yield prefix + entry.name
+        else:
+            ignored["files that are not pictures"] += 1
+
+
+def _is_picture(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in SUFFIXES
+
+
+def _visible(folder: Path, ignored: Counter[str]) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            everything = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
+    visible = [entry for entry in everything if not entry.name.startswith(".")]
+    if hidden := len(everything) - len(visible):
+        ignored["hidden files or folders"] += hidden
+    return visible
+
+
+def _name_lopsided_classes(folder: Path, train: set[str], val: set[str]) -> None:
+    for names, missing in ((val - train, "training"), (train - val, "validation")):
+        if names:
+            log.warning(f"{folder}: no {missing} pictures of {some(sorted(names))}")
+
+
+def _nothing_in(folder: Path) -> str:
+    loose = sum(_is_picture(entry.name) for entry in _visible(folder, Counter()))
+    what = f"{loose} pictures but no class folders" if loose else "no pictures"
+    return f"--data: {folder} holds {what}; put the pictures of each class into a folder of its own, such as {folder / 'cat'}"
+
+
+def _hint(folder: Path) -> str:
+    """Where a download was unpacked one folder too deep, or only train/ is there, its folder is what the user means."""
+    for entry in _visible(folder, Counter()):
+        if entry.is_dir() and sum(inner.is_dir() for inner in _visible(Path(entry.path), Counter())) >= 2:
+            return f"; did you mean --data '{entry.path}'?"
+    return ""
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """``names`` for a message of one line: the first few, and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,64 @@
+"""Which pictures train and which validate: made by seed, stratified, written down, read back."""
+
+import csv
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from data.seeding import Purpose, generator
+from data.sources import Samples, some
+from errors import UserError
+
+
+def stratified_split(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
+    """(n,) "train" or "val": of each class the same fraction, and at least one picture on each side.
+
+    labels: (n,) int64, each class that occurs at least twice.
+    """
+    split = np.full(len(labels), "train")
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        assert len(members) >= 2
+        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
+        split[generator(seed, Purpose.SPLIT, label).permutation(members)[:count]] = "val"
+    return split
+
+
+def shared_pictures(digests: np.ndarray, split: np.ndarray) -> list[tuple[int, int]]:
+    """(training row, validation row) for every validation picture whose very pixels are in the training set.
+
+    digests: (n, 16) uint8, one hash per picture.
+    """
+    keys = [digest.tobytes() for digest in digests]
+    seen = {keys[row]: int(row) for row in np.flatnonzero(split == "train")}
+    return [(seen[keys[row]], int(row)) for row in np.flatnonzero(split == "val") if keys[row] in seen]
+
+
+def write_split(file: Path, samples: Samples) -> None:
+    assert samples.split is not None
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(("path", "label", "split"))
+        for path, label, side in zip(samples.paths, samples.labels, samples.split, strict=True):
+            writer.writerow((path, samples.classes[label], side))
+
+
+def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
+    """The samples that ``write_split`` wrote, below ``root``. Raises UserError, naming the line, when they are not sound."""
+    number = {name: index for index, name in enumerate(classes)}
+    paths, labels, split = [], [], []
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+            rows = csv.reader(handle)
+            next(rows, None)
+            for path, name, side in rows:
+                if name not in number or side not in ("train", "val") or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+                    raise UserError(f"{file}, line {rows.line_num}: no path inside the data folder, known class, and train or val")
+                paths.append(path)
+                labels.append(number[name])
+                split.append(side)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read back: {error}") from error
+    if gone := [path for path in paths if not (root / path).is_file()]:
+        raise UserError(f"{file}: {len(gone)} of its pictures are not in {root} any more: {some(gone, 3)}")
+    return Samples(root, paths, np.array(labels, np.int64), classes, np.array(split))

@@ -1,0 +1,85 @@
+"""Durable save, exact restore."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from ignite.utils import convert_tensor
+from torch import nn
+
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that training consists of at one instant; what is random or scheduled follows from the iteration."""
+
+    trainer: Engine
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    metrics: dict[str, Metric]
+    classes: list[str]
+    device: torch.device
+
+    def content(self, epoch_done: bool) -> dict[str, Any]:
+        """What goes into a checkpoint. epoch_done: the epoch that ends here, if one does, is validated and recorded."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
+            "trainer": self.trainer.state_dict(),
+            "epoch_done": epoch_done,
+            "classes": self.classes,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        for name, metric in self.metrics.items():
+            metric.load_state_dict(convert_tensor(content["metrics"][name], self.device))
+        self.trainer.load_state_dict(content["trainer"])
+
+
+def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
+    """``torch.save`` such that at every instant ``file`` is whole: the old one, or the new one, also after a power cut."""
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        with temporary.open("wb") as handle:
+            torch.save(content, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+        _sync_folder(file.parent)
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{file} could not be saved ({error}); the checkpoint before it is as it was") from error
+
+
+def copy_checkpoint(file: Path, to: Path) -> None:
+    """``to`` becomes what ``file`` is now: a second name of it, since a save never changes a file in place; else a copy."""
+    temporary = to.with_name(to.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, temporary)
+    temporary.replace(to)
+    temporary.unlink(missing_ok=True)  # where both were names of one file already, replace does nothing
+    _sync_folder(to.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,45 @@
+"""Evaluation: the centre of each picture, once."""
+
+from collections.abc import Callable
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Accuracy, Loss, TopKCategoricalAccuracy
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def create_evaluator(
+    model: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    transform: Callable[[Tensor], Tensor],
+    autocast: Callable[[], torch.autocast],
+    device: torch.device,
+    classes: int,
+) -> Engine:
+    """An Engine over (iteration, uint8 pictures, labels). Its output: float32 logits (b, K) and labels (b,), on the device.
+
+    Its metrics, as fractions and nats: accuracy, top5 (of fewer than five classes, all of them), loss (the criterion's,
+    label smoothing included) and nll (plain cross-entropy). The first of equal logits is the prediction.
+    """
+
+    @torch.inference_mode()
+    def step(engine: Engine, batch: tuple[int, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        _, stored, labels = batch
+        images = transform(stored.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        with autocast():
+            logits = model(images)
+        return logits.float(), labels
+
+    evaluator = Engine(step)
+    evaluator.add_event_handler(Events.EPOCH_STARTED, lambda: model.eval())
+    metrics = {
+        "accuracy": Accuracy(device=device),
+        "top5": TopKCategoricalAccuracy(min(5, classes), device=device),
+        "loss": Loss(criterion, device=device),
+        "nll": Loss(functional.cross_entropy, device=device),
+    }
+    for name, metric in metrics.items():
+        metric.attach(evaluator, name)
+    return evaluator

@@ -1,0 +1,140 @@
+"""What is attached to the engines: learning rate, progress, divergence guard, stop signals, history, checkpoints."""
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from time import perf_counter
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from ignite.metrics import Metric
+
+from engine.checkpoint import copy_checkpoint
+from engine.rundir import RunDir
+from engine.signals import StopSignals
+from errors import Diverged, Stopped
+
+
+def learning_rate(iteration: int, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
+    """The rate of 0-based ``iteration`` of ``total``, after linear warm-up over the first ``warmup`` (Goyal et al. 2017).
+
+    cosine (Loshchilov & Hutter 2017; He et al. 2019, eq. 1): ½(1 + cos(πt/T))·peak, with t and T counted after warm-up.
+    step: a tenth after each quarter of T. constant: ``peak``.
+    """
+    if iteration < warmup:
+        return peak * (iteration + 1) / warmup
+    progress = (iteration - warmup) / (total - warmup)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.1 ** int(4 * progress) if schedule == "step" else peak
+
+
+def attach_learning_rate(trainer: Engine, optimizer: torch.optim.Optimizer, rate: Callable[[int], float]) -> None:
+    """``rate`` of the 0-based iteration, set before its step: a function of where training is, so there is no state."""
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def set_rate() -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(trainer.state.iteration - 1)
+
+
+def attach_divergence_guard(trainer: Engine, loss: Metric, every: int) -> None:
+    """Raise Diverged when the epoch's loss is not finite: every ``every`` iterations, and before the epoch is saved."""
+
+    @trainer.on(Events.ITERATION_COMPLETED(every=every) | Events.EPOCH_COMPLETED)
+    def check() -> None:
+        check_finite(loss.compute(), trainer)
+
+
+def check_finite(loss: float, trainer: Engine) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the loss is {loss} at iteration {trainer.state.iteration}: take a lower --lr or more --warmup-epochs; "
+            "the checkpoints of the epochs before are kept"
+        )
+
+
+def attach_progress(
+    engine: Engine, label: str, batch_size: int, every: int, show: Callable[[], dict[str, str]] = dict
+) -> None:
+    """A bar on standard error, if that is a terminal: pictures done, pictures/s, time left in the epoch, and ``show()``."""
+    bar = ProgressBar(
+        desc=label,
+        unit="img",
+        unit_scale=batch_size,
+        disable=None,
+        bar_format="{desc} {percentage:3.0f}%|{bar:20}| {rate_fmt} {remaining} left{postfix}",
+    )
+    bar.attach(engine, output_transform=lambda out: show(), event_name=Events.ITERATION_COMPLETED(every=every))
+
+
+def attach_stop(engine: Engine, signals: StopSignals, save: Callable[[], None]) -> None:
+    """After the step in which a stop signal came: ``save``, then raise Stopped."""
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def stop() -> None:
+        if signals.received is not None:
+            save()
+            raise Stopped(signals.received, "; --resume goes on from here")
+
+
+def attach_history(
+    trainer: Engine, validate: Callable[[], dict[str, float]], optimizer: torch.optim.Optimizer, pictures: int, run: RunDir
+) -> None:
+    """At each epoch's end ``validate``, write a row of history.jsonl and print a line.
+
+    pictures: how many an epoch trains on. In the row, seconds cover training and validation, images_per_second training.
+    """
+    begun, first = perf_counter(), trainer.state.iteration
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def start() -> None:
+        nonlocal begun, first
+        begun, first = perf_counter(), trainer.state.iteration
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def record() -> None:
+        state = trainer.state
+        trained = perf_counter() - begun  # the metrics are computed, so the device has finished
+        val = validate()
+        check_finite(val["nll"], trainer)
+        row = {
+            "epoch": state.epoch,
+            "iteration": state.iteration,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": state.metrics["loss"],
+            "train_accuracy": state.metrics["accuracy"],
+            **{f"val_{name}": val[name] for name in ("loss", "accuracy", "top5", "nll")},
+            "seconds": round(perf_counter() - begun, 3),
+            "images_per_second": round(pictures * (state.iteration - first) / state.epoch_length / trained, 1),
+        }
+        left = timedelta(seconds=round((state.max_epochs - state.epoch) * row["seconds"]))
+        best = row["val_accuracy"] > max((past["val_accuracy"] for past in run.history), default=-1)
+        run.add_history(row)
+        print(epoch_line(row, state.max_epochs) + (" *" if best else "  ") + (f" {left} left" if left else ""), flush=True)
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
+        f"  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:6.1%}"
+        f"  val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:6.1%} top-5 {row['val_top5']:6.1%}"
+        f"  {row['images_per_second']:.0f} img/s {row['seconds']:.0f} s"
+    )
+
+
+def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], run: RunDir) -> None:
+    """last.pt after each epoch; best.pt where its validation accuracy is above all before. Attach after the history."""
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def keep() -> None:
+        save(True)
+        keep_best(run, trainer.state.epoch)
+
+
+def keep_best(run: RunDir, epoch: int) -> None:
+    """best.pt becomes last.pt, the checkpoint of ``epoch``, where that is the best epoch (of equals, the earlier)."""
+    if run.best_epoch["epoch"] == epoch:
+        copy_checkpoint(run.last, run.best)

@@ -1,0 +1,119 @@
+"""Recipe: every hyper-parameter of a run. A new one is a field here; the command line and recipe.json follow."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+ABOVE_0: Rule = ("above 0", lambda value: 0 < value < math.inf)
+AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value < math.inf)
+FRACTION: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+SIDE: Rule = ("from 1 to 4096", lambda value: 1 <= value <= 4096)
+
+
+def _option(default: Any, help: str, must_be: Rule | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field with what the command line needs to offer it, and the rule that its value must keep."""
+    return field(default=default, metadata={"help": help, "must_be": must_be, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines a run's result. Raises UserError naming the option whose value is out of range.
+
+    The defaults are those of the ``finetune`` preset.
+    """
+
+    data: str = _option("birds", "birds, cub200, or a folder with a folder per class, or with train/ and val/.")
+    preset: str = _option("finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper"))
+    model: str = _option(
+        "resnet50", "The network.", choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    )
+    weights: str = _option("imagenet", "What training starts from: imagenet, imagenet-v2, none, or a file.")
+    resize: int = _option(256, "Pictures become squares of this side, in pixels.", SIDE)
+    crop: int = _option(224, "Side of what the network sees: a random window in training, the centre in evaluation.", SIDE)
+    batch_size: int = _option(64, "Pictures per step.", ("at least 2, for BatchNorm", lambda value: value >= 2))
+    lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
+    epochs: int = _option(60, "Times through the training set.", ABOVE_0)
+    seed: int = _option(0, "Of every random draw.", ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63))
+    smoothing: float = _option(0.1, "Label smoothing: the probability that goes to the wrong classes.", FRACTION)
+    val_fraction: float = _option(
+        0.2, "Of each class, held out where the data has no split.", ("above 0 and below 1", lambda value: 0 < value < 1)
+    )
+    momentum: float = _option(0.9, "Nesterov momentum of SGD.", FRACTION)
+    weight_decay: float = _option(1e-4, "L2 penalty.", AT_LEAST_0)
+    warmup_epochs: float = _option(0.0, "Epochs in which the rate rises from 0.", AT_LEAST_0)
+    schedule: str = _option(
+        "cosine", "The rate after warm-up; step: a tenth at each quarter.", choices=("cosine", "step", "constant")
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, name = getattr(self, option.name), option_name(option.name)
+            if not isinstance(value, option.type if option.type is not float else (int, float)) or isinstance(value, bool):
+                raise UserError(f"{name} {value!r}: must be of type {option.type.__name__}")
+            if option.metadata["choices"] and value not in option.metadata["choices"]:
+                raise UserError(f"{name} {value}: must be one of {', '.join(option.metadata['choices'])}")
+            if (rule := option.metadata["must_be"]) and not rule[1](value):
+                raise UserError(f"{name} {value}: must be {rule[0]}")
+        if self.crop > self.resize:
+            raise UserError(f"--crop {self.crop}: must not be larger than --resize {self.resize}")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: must be fewer than --epochs {self.epochs}")
+
+    @classmethod
+    def create(cls, given: Mapping[str, Any]) -> "Recipe":
+        """The recipe of the options ``given`` by hand over the preset's. Paths become absolute; lr "auto" a number."""
+        preset = given.get("preset") or ("demo" if given.get("data", cls.data) == "birds" else cls.preset)
+        if preset not in PRESETS:
+            raise UserError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
+        values = {**PRESETS[preset], **given, "preset": preset}
+        if values.get("lr", "auto") == "auto":
+            values["lr"] = 0.1 * values.get("batch_size", cls.batch_size) / 256
+        for name, named in (("data", ("birds", "cub200")), ("weights", ("imagenet", "imagenet-v2", "none"))):
+            if name in values and values[name] not in named:
+                values[name] = str(Path(values[name]).expanduser().resolve())
+        recipe = cls(**values)
+        if Path(recipe.weights).is_absolute() and not Path(recipe.weights).is_file():
+            raise UserError(f"--weights {recipe.weights}: no such file; or one of imagenet, imagenet-v2, none")
+        return recipe
+
+    @classmethod
+    def load(cls, file: Path) -> "Recipe":
+        """What ``save`` wrote. An option younger than the file takes its default."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**values)
+        except (OSError, ValueError, TypeError, UserError) as error:
+            raise UserError(f"{file} is no recipe of this version: {error}") from error
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    def contradictions(self, given: Mapping[str, Any]) -> list[str]:
+        """The options given by hand that differ from this recipe, as ``--name value (was value)``."""
+        wanted = Recipe.create({**asdict(self), **given})
+        return [
+            f"{option_name(name)} {getattr(wanted, name)} (was {getattr(self, name)})"
+            for name in given
+            if getattr(wanted, name) != getattr(self, name)
+        ]
+
+
+def option_name(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # One's own pictures, from ImageNet weights: the fields' own defaults.
+    "finetune": {},
+    # The built-in birds from scratch, in minutes on two CPU cores.
+    "demo": {"weights": "none", "resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 8, "warmup_epochs": 1.0},
+    # He et al. 2019, section 5.3: ImageNet from scratch.
+    "paper": {"weights": "none", "batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
+}

@@ -1,0 +1,178 @@
+"""The run directory: what is in it, and how to read it back."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.machine import Machine
+from engine.recipe import Recipe
+from errors import UserError
+
+PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one training run below ``path``. It holds a run once recipe.json, written last, is there."""
+
+    path: Path
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.csv"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.csv"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "recipe.json").exists()
+
+    def create(self) -> None:
+        """The folders, so that a place which cannot be written is known before any work. Raises UserError."""
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            (self.path / "history.jsonl").touch()
+        except OSError as error:
+            raise UserError(f"--run {self.path}: cannot be written ({error.strerror})") from error
+
+    def remove_if_empty(self) -> None:
+        """Takes back ``create`` where no run came of it."""
+        if not self.holds_run and not self.last.exists():
+            (self.path / "history.jsonl").unlink(missing_ok=True)
+            for folder in (self.last.parent, self.path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
+        """environment.json, classes.json and recipe.json."""
+        self._write("environment.json", environment(machine))
+        self._write("classes.json", classes)
+        recipe.save(self.path / "recipe.json")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.load(self.path / "recipe.json")
+
+    @property
+    def classes(self) -> list[str]:
+        names = self._read("classes.json")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{self.path / 'classes.json'} is no list of class names")
+        return names
+
+    @property
+    def precision(self) -> str:
+        return str(self._read("environment.json").get("precision", "auto"))
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of history.jsonl, one an epoch. A line that a crash cut short does not count."""
+        lines = (self.path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def best_epoch(self) -> dict[str, Any]:
+        """The row with the highest validation accuracy; of equals, the earliest."""
+        return max(self.history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+
+    def keep_history(self, epochs: int) -> None:
+        """Forget the rows after ``epochs``: those that no checkpoint knows of are written again."""
+        rows = "".join(json.dumps(row) + "\n" for row in self.history if row["epoch"] <= epochs)
+        replace_file(self.path / "history.jsonl", rows)
+
+    def add_history(self, row: dict[str, Any]) -> None:
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def checkpoint(self, which: str) -> Path:
+        """The file that ``--checkpoint`` means: best, last, or a path."""
+        return {"best": self.best, "last": self.last}.get(which, Path(which))
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / name} cannot be read: {error}") from error
+
+    def _write(self, name: str, content: Any) -> None:
+        replace_file(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write beside and rename: whoever reads ``file`` sees all of the old or all of the new."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def next_run(home: Path, data: str) -> RunDir:
+    """``home/<data name>-<n>`` with the smallest n above all that are there."""
+    name = Path(data).name or "data"
+    taken = [int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))]
+    return RunDir(home / f"{name}-{max(taken, default=0) + 1}")
+
+
+def newest_run(home: Path, data: str | None = None) -> RunDir | None:
+    """The run below ``home`` that was begun last, of this ``data`` if given."""
+    runs = [RunDir(path) for path in _folders(home)]
+    runs = [run for run in runs if run.holds_run and (data is None or run.recipe.data == data)]
+    return max(runs, key=lambda run: (run.path / "recipe.json").stat().st_mtime_ns, default=None)
+
+
+def _folders(home: Path) -> Iterator[Path]:
+    return (path for path in (home.iterdir() if home.is_dir() else ()) if path.is_dir())
+
+
+def environment(machine: Machine) -> dict[str, Any]:
+    """What a result may depend on beyond the recipe."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(machine.device),
+        "gpu": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "precision": machine.precision,
+        "compile": machine.compile,
+        "git_commit": _git_commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

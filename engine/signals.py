@@ -1,0 +1,33 @@
+"""SIGTERM and SIGINT: at once where nothing is lost by it, else at the next point where the state can be saved."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from errors import Stopped
+
+
+class StopSignals:
+    """A stop signal raises Stopped at once; while ``deferred``, the first one only sets ``received``."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._defer = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._defer = True
+        try:
+            yield
+        finally:
+            self._defer = False
+        if self.received is not None:  # it came after the last step: everything is saved
+            raise Stopped(self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._defer or self.received is not None:
+            raise Stopped(number)
+        self.received = number

@@ -1,0 +1,27 @@
+"""The ways a command ends early that are no bug. Each is one line on standard error and an exit code."""
+
+import signal
+
+
+class EarlyEnd(Exception):
+    exit_code: int
+
+
+class UserError(EarlyEnd):
+    """Wrong use or bad input. The message names the file or option, and the way out."""
+
+    exit_code = 2
+
+
+class Diverged(EarlyEnd):
+    """The loss is no longer a number. The message names the iteration, the rate and the way out."""
+
+    exit_code = 3
+
+
+class Stopped(EarlyEnd):
+    """A signal asked for the end; what was reached has been saved. Exits with 128 + the signal's number."""
+
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(f"stopped by {signal.Signals(signum).name}{message}")
+        self.exit_code = 128 + signum

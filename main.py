@@ -1,0 +1,172 @@
+"""The command line: parse, build a Recipe, call one function, print. Torch is imported by the commands that need it."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.recipe import PRESETS, Recipe, option_name
+from engine.signals import StopSignals
+from errors import EarlyEnd, UserError
+
+if TYPE_CHECKING:
+    from engine.machine import Machine
+    from engine.rundir import RunDir
+
+RUNS = Path("runs")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "plumage")
+
+
+class Number(click.ParamType):
+    """A learning rate: a number or ``auto``."""
+
+    name = "auto|float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.FLOAT.convert(value, param, ctx)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
+
+    def option(field: "Field[Any]") -> Callable[..., Any]:
+        kind: Any = click.Choice(field.metadata["choices"]) if field.metadata["choices"] else field.type
+        default = "auto" if field.name == "lr" else "demo for birds, else finetune" if field.name == "preset" else field.default
+        return click.option(
+            option_name(field.name),
+            type=Number() if field.name == "lr" else kind,
+            help=f"{field.metadata['help']}  [{default}]",
+        )
+
+    for field in reversed(fields(Recipe)):
+        command = option(field)(command)
+    return command
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that never change what is computed beyond rounding."""
+    for option in (
+        click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
+        click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder for decoded pictures and data."),
+        click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
+        click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def cli() -> None:
+    """Fine-tune ResNet-50 on your own image classes.
+
+    python main.py train --data FOLDER trains on a folder with a folder of pictures per class; python main.py eval then
+    says how good the result is. Without --data, 200 species of built-in birds are used.
+    """
+
+
+@cli.command()
+@recipe_options
+@click.option("--run", type=click.Path(path_type=Path), help="Where results go.  [runs/<data name>-<n>]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run (or the newest of this data), if there is one.")
+@machine_options
+def train(run: Path | None, resume: bool, **options: Any) -> None:
+    """Train on the pictures in --data and write the results into --run."""
+    signals = StopSignals()
+    given = {name: options.pop(name) for name in [field.name for field in fields(Recipe)]}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = Recipe.create(given)
+
+    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415 (imports torch)
+    from engine.train import train as run_training  # noqa: PLC0415
+
+    found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
+    if found.holds_run:
+        if not resume:
+            raise UserError(f"--run {found.path} holds a run already: --resume goes on with it, or give another --run")
+        if contradictions := found.recipe.contradictions(given):
+            raise UserError(
+                f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
+                "since its schedule cannot be changed afterwards; start another --run"
+            )
+        recipe = found.recipe
+    machine = choose_machine(**options)
+    click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
+    found.create()
+    try:
+        best = run_training(recipe, found, machine, signals)
+    finally:
+        found.remove_if_empty()
+    click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
+
+
+@cli.command("eval")
+@click.option("--run", type=click.Path(path_type=Path), help="The run to evaluate.  [the newest in runs/]")
+@click.option("--checkpoint", default="best", help="best, last, or a file.  [best]")
+@click.option("--data", help="Another labelled folder, matched by class name.  [the run's own pictures]")
+@click.option("--split", type=click.Choice(["val", "train", "all"]), help="[val; with --data: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@machine_options
+def evaluate(run: Path | None, as_json: bool, checkpoint: str, data: str | None, split: str | None, **options: Any) -> None:
+    """Accuracy, top-5 accuracy and loss of a run's best model."""
+    StopSignals()
+    from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415 (imports torch)
+
+    found = find_run(run)
+    machine = choose_machine(**options, as_trained=found.precision)
+    result = run_evaluation(found, machine, checkpoint, data, split)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        click.echo(f"{found.path}, {result['split']}, {result['n']} pictures")
+        for name in ("accuracy", "top5"):
+            click.echo(f"  {name:9} {result[name]:8.2%}")
+        for name in ("loss", "nll"):
+            click.echo(f"  {name:9} {result[name]:8.4f}")
+
+
+def find_run(run: Path | None) -> "RunDir":
+    from engine.rundir import RunDir, newest_run  # noqa: PLC0415 (imports torch)
+
+    found = RunDir(run) if run else newest_run(RUNS)
+    if found is None:
+        raise UserError("there is no run in runs/; train one with python main.py train, or give --run DIR")
+    if not found.holds_run:
+        raise UserError(f"--run {found.path} holds no run (there is no recipe.json)")
+    return found
+
+
+def choose_machine(
+    device: str, precision: str, compile: bool, workers: int | None, cache: Path, no_cache: bool, as_trained: str = "auto"
+) -> "Machine":
+    from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415 (imports torch)
+
+    chosen = choose_device(device)
+    return Machine(chosen, choose_precision(precision, chosen, as_trained), compile, workers, cache, not no_cache)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("plumage").setLevel(logging.INFO)
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except EarlyEnd as end:
+        click.echo(f"error: {end}", err=True)
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
