@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.recipe import PRESETS, Recipe, option_name
+from engine.recipe import Recipe, option_name
 from engine.signals import StopSignals
 from errors import EarlyEnd, UserError
 
 if TYPE_CHECKING:
-    from engine.machine import Machine
     from engine.rundir import RunDir
 
 RUNS = Path("runs")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "plumage")
 
 
-class Number(click.ParamType):
-    """A learning rate: a number or ``auto``."""
+class LearningRate(click.ParamType):
+    """A number, or ``auto``."""
 
     name = "auto|float"
 
@@ -36,13 +35,11 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
 
     def option(field: "Field[Any]") -> Callable[..., Any]:
-        kind: Any = click.Choice(field.metadata["choices"]) if field.metadata["choices"] else field.type
-        default = "auto" if field.name == "lr" else "demo for birds, else finetune" if field.name == "preset" else field.default
-        return click.option(
-            option_name(field.name),
-            type=Number() if field.name == "lr" else kind,
-            help=f"{field.metadata['help']}  [{default}]",
-        )
+        name, choices = option_name(field.name), field.metadata["choices"]
+        kind: Any = LearningRate() if field.name == "lr" else click.Choice(choices) if choices else field.type
+        default = {"lr": "auto", "preset": "demo for birds, else finetune"}.get(field.name, field.default)
+        declaration = f"{name}/--no-{name[2:]}" if field.type is bool else name
+        return click.option(declaration, type=kind, default=None, help=f"{field.metadata['help']}  [{default}]")
 
     for field in reversed(fields(Recipe)):
         command = option(field)(command)
@@ -53,7 +50,9 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that never change what is computed beyond rounding."""
     for option in (
         click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
-        click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder for decoded pictures and data."),
+        click.option(
+            "--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder for decoded pictures and data."
+        ),
         click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
         click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
@@ -75,7 +74,9 @@ def cli() -> None:
 @cli.command()
 @recipe_options
 @click.option("--run", type=click.Path(path_type=Path), help="Where results go.  [runs/<data name>-<n>]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --run (or the newest of this data), if there is one.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --run (or the newest of this data), if there is one."
+)
 @machine_options
 def train(run: Path | None, resume: bool, **options: Any) -> None:
     """Train on the pictures in --data and write the results into --run."""
@@ -84,7 +85,8 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     recipe = Recipe.create(given)
 
-    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415 (imports torch)
+    from engine.machine import Machine  # noqa: PLC0415 (torch takes seconds, and --help needs none)
+    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
     from engine.train import train as run_training  # noqa: PLC0415
 
     found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
@@ -97,7 +99,7 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
                 "since its schedule cannot be changed afterwards; start another --run"
             )
         recipe = found.recipe
-    machine = choose_machine(**options)
+    machine = Machine.choose(**options)
     click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
     found.create()
     try:
@@ -114,13 +116,16 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
 @click.option("--split", type=click.Choice(["val", "train", "all"]), help="[val; with --data: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @machine_options
-def evaluate(run: Path | None, as_json: bool, checkpoint: str, data: str | None, split: str | None, **options: Any) -> None:
+def evaluate(
+    run: Path | None, as_json: bool, checkpoint: str, data: str | None, split: str | None, **options: Any
+) -> None:
     """Accuracy, top-5 accuracy and loss of a run's best model."""
     StopSignals()
-    from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415 (imports torch)
+    from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+    from engine.machine import Machine  # noqa: PLC0415
 
     found = find_run(run)
-    machine = choose_machine(**options, as_trained=found.precision)
+    machine = Machine.choose(**options, as_trained=found.precision)
     result = run_evaluation(found, machine, checkpoint, data, split)
     if as_json:
         click.echo(json.dumps(result))
@@ -133,7 +138,7 @@ def evaluate(run: Path | None, as_json: bool, checkpoint: str, data: str | None,
 
 
 def find_run(run: Path | None) -> "RunDir":
-    from engine.rundir import RunDir, newest_run  # noqa: PLC0415 (imports torch)
+    from engine.rundir import RunDir, newest_run  # noqa: PLC0415
 
     found = RunDir(run) if run else newest_run(RUNS)
     if found is None:
@@ -143,17 +148,8 @@ def find_run(run: Path | None) -> "RunDir":
     return found
 
 
-def choose_machine(
-    device: str, precision: str, compile: bool, workers: int | None, cache: Path, no_cache: bool, as_trained: str = "auto"
-) -> "Machine":
-    from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415 (imports torch)
-
-    chosen = choose_device(device)
-    return Machine(chosen, choose_precision(precision, chosen, as_trained), compile, workers, cache, not no_cache)
-
-
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("plumage").setLevel(logging.INFO)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:

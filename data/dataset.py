@@ -16,72 +16,96 @@ log = logging.getLogger("plumage")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Row i of ``store`` holds the pixels of sample i of ``samples``."""
+    """Readable ``samples``; the pixels of sample i are row ``rows[i]`` of ``store``."""
 
     samples: Samples
     store: Store
+    rows: np.ndarray
 
-    def rows(self, split: str) -> np.ndarray:
-        """The rows, int64, of "train", "val" or "all"."""
+    def indices(self, split: str) -> np.ndarray:
+        """Which samples, (n,) int64, belong to "train", "val" or "all"."""
         return np.arange(len(self.samples)) if split == "all" else np.flatnonzero(self.samples.split == split)
+
+    def pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Their rows in the store and their labels, both (n,) int64."""
+        indices = self.indices(split)
+        return self.rows[indices], self.samples.labels[indices]
 
 
 def prepare(
-    data: str, size: int, val_fraction: float, seed: int, cache: Path, use_store: bool = True, workers: int | None = None
+    data: str,
+    size: int,
+    val_fraction: float,
+    seed: int,
+    cache: Path,
+    use_store: bool = True,
+    workers: int | None = None,
 ) -> Dataset:
-    """The readable pictures of ``data``, split as the source says or else 8:2 by seed. Raises UserError if they will not do."""
+    """The readable pictures of ``data``, split as their source says or by seed. UserError where they will not do."""
     dataset = read_all(list_samples(locate(data, cache, workers)), size, cache, use_store, workers)
     samples = dataset.samples
     if samples.split is None:
-        _refuse_classes_below(2, samples, "one to train on and one to validate with")
+        _need_pictures(samples, np.arange(len(samples.classes)), 2)
         samples = replace(samples, split=stratified_split(samples.labels, val_fraction, seed))
-    for side in ("train", "val"):
-        if np.sum(samples.split == side) < 2:
-            raise UserError(f"--data {data}: fewer than two readable pictures in the {side} split; at least two are needed")
-    _warn_of_shared_pictures(samples, dataset.store)
+    if min(np.sum(samples.split == side) for side in ("train", "val")) < 2:
+        raise UserError(
+            f"--data {data}: at least two readable pictures are needed to train on, and two to validate with"
+        )
+    _warn_of_shared_pictures(samples, dataset.store.digests)
     return replace(dataset, samples=samples)
 
 
 def recall(
-    data: str, size: int, classes: list[str], split: Path, skipped: Path, cache: Path, use_store: bool = True, workers: int | None = None
+    data: str,
+    size: int,
+    classes: list[str],
+    split: Path,
+    skipped: Path,
+    cache: Path,
+    use_store: bool = True,
+    workers: int | None = None,
 ) -> Dataset:
-    """The dataset that ``prepare`` made for a run, from the run's split.csv and skipped.csv: files added since do not count."""
+    """What ``prepare`` made for a run, by the run's split.csv and skipped.csv: files added since do not count."""
     samples = read_split(split, locate(data, cache, workers), classes)
-    # The unreadable files belong to the key under which the store was built.
+    # The unreadable files belong to the list by which the store is known.
     paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
-    store = open_store(samples.root, paths, size, cache if use_store else None, workers)
-    readable = [paths[picture] for picture in store.readable]
-    if lost := sorted(set(samples.paths) - set(readable)):
+    store = open_store(samples.root, paths, size, cache, use_store, workers)
+    row = {paths[number]: row for row, number in enumerate(store.readable)}
+    if lost := [path for path in samples.paths if path not in row]:
         raise UserError(f"{samples.root}: {len(lost)} pictures of the run cannot be read any more: {some(lost, 3)}")
-    return Dataset(samples, store)
+    return Dataset(samples, store, np.array([row[path] for path in samples.paths]))
 
 
 def read_all(samples: Samples, size: int, cache: Path, use_store: bool = True, workers: int | None = None) -> Dataset:
-    """Decode ``samples`` and leave out what cannot be read: UserError if that is most of it, or all of a class."""
-    store = open_store(samples.root, samples.paths, size, cache if use_store else None, workers)
+    """Decode ``samples`` and leave out what cannot be read: UserError where that is most of them, or all of a class."""
+    store = open_store(samples.root, samples.paths, size, cache, use_store, workers)
     if store.skipped:
         reasons = [f"{path} ({reason})" for path, reason in store.skipped]
-        log.warning(f"{len(reasons)} of {len(samples)} pictures cannot be read and are left out: {some(reasons, 3)}")
+        verdict = f"{samples.root}: {len(reasons)} of {len(samples)} pictures cannot be read"
         if 2 * len(reasons) > len(samples):
-            raise UserError(f"{samples.root}: {len(reasons)} of {len(samples)} pictures cannot be read: {some(reasons, 1)}")
+            raise UserError(f"{verdict}: {some(reasons, 1)}")
+        log.warning(f"{verdict} and are left out: {some(reasons, 3)}")
     readable = samples.select(store.readable)
-    _refuse_classes_below(1, readable, "readable ones")
-    return Dataset(readable, store)
+    _need_pictures(readable, np.unique(samples.labels), 1)
+    return Dataset(readable, store, np.arange(len(readable)))
 
 
-def _refuse_classes_below(least: int, samples: Samples, purpose: str) -> None:
+def _need_pictures(samples: Samples, labels: np.ndarray, least: int) -> None:
     counts = np.bincount(samples.labels, minlength=len(samples.classes))
-    if few := [samples.classes[label] for label in np.flatnonzero(counts < least)]:
-        has = "no" if least == 1 else "one"
-        raise UserError(
-            f"{samples.root}: {has} picture of {some(few)}; every class needs {purpose}: add pictures, or take the class away"
+    if few := [samples.classes[label] for label in labels if counts[label] < least]:
+        need = (
+            "no readable picture"
+            if least == 1
+            else "one readable picture, and two, to train and to validate, are needed"
         )
+        raise UserError(f"{samples.root}: {need} of {some(few)}: add pictures, or take the class away")
 
 
-def _warn_of_shared_pictures(samples: Samples, store: Store) -> None:
+def _warn_of_shared_pictures(samples: Samples, digests: np.ndarray) -> None:
     assert samples.split is not None
-    if shared := shared_pictures(store.digests, samples.split):
+    if shared := shared_pictures(digests, samples.split):
         pairs = [f"{samples.paths[val]} = {samples.paths[train]}" for train, val in shared]
         log.warning(
-            f"{len(pairs)} validation pictures are in the training set too, pixel by pixel, which inflates accuracy: {some(pairs, 3)}"
+            f"{samples.root}: {len(pairs)} validation pictures are also training pictures, pixel for pixel, "
+            f"which inflates accuracy: {some(pairs, 3)}"
         )

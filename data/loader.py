@@ -1,8 +1,7 @@
-"""Batches of stored pictures, prepared one thread ahead. Their order is a function of (seed, epoch) and nothing else."""
+"""Batches of stored pictures, prepared by a thread ahead of need. Their order is a function of (seed, epoch)."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import count
 from typing import NamedTuple
 
@@ -54,7 +53,9 @@ def train_batches(
     return _load(store, rows, labels, picks(), pin)
 
 
-def eval_batches(store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, pin: bool = False) -> Iterator[Batch]:
+def eval_batches(
+    store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, pin: bool = False
+) -> Iterator[Batch]:
     """Every picture once, in the order of ``rows``."""
     starts = range(0, len(rows), batch_size)
     picks = ((number, np.arange(len(rows))[start : start + batch_size]) for number, start in enumerate(starts))
@@ -69,5 +70,5 @@ def _load(
         images, targets = torch.from_numpy(store.read(rows[members])), torch.from_numpy(labels[members])
         return Batch(iteration, images.pin_memory(), targets.pin_memory()) if pin else Batch(iteration, images, targets)
 
-    with ThreadPoolExecutor(1) as pool, closing(map_ahead(pool, load, picks, AHEAD)) as batches:
-        yield from batches
+    with ThreadPoolExecutor(1) as pool:
+        yield from map_ahead(pool, load, picks, AHEAD)

@@ -1,4 +1,4 @@
-"""Every random draw is a function of (seed, purpose, index), never of what ran before: nothing has to be saved to go on."""
+"""Every random draw is a function of (seed, purpose, index) and of nothing that ran before."""
 
 from enum import IntEnum
 

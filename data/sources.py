@@ -1,7 +1,6 @@
 """``--data`` → Samples: which pictures there are, and what each shows.
 
-Four layouts: class folders; ``train/`` beside ``val/``; CUB-200-2011's text files; and the built-in birds, which are drawn
-into class folders first.
+Class folders, ``train/`` beside ``val/``, or CUB-200-2011's text files. The built-in birds become class folders.
 """
 
 import logging
@@ -46,7 +45,9 @@ class Samples:
     def select(self, rows: np.ndarray) -> "Samples":
         """The samples of these rows (int64 indices), in their order, over the same classes."""
         paths = [self.paths[row] for row in rows]
-        return replace(self, paths=paths, labels=self.labels[rows], split=None if self.split is None else self.split[rows])
+        return replace(
+            self, paths=paths, labels=self.labels[rows], split=None if self.split is None else self.split[rows]
+        )
 
 
 def locate(data: str, cache: Path, workers: int | None = None) -> Path:
@@ -92,7 +93,9 @@ def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
         download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
         (partial / folder.name).rename(folder)
     except (OSError, EOFError, RuntimeError) as error:
-        raise UserError(f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder") from error
+        raise UserError(
+            f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder"
+        ) from error
     return folder
 
 
@@ -110,7 +113,10 @@ def read_folders(folder: Path) -> Samples:
         parts = {"": ""}
     found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
     if ignored:
-        log.info(f"{folder}: ignored " + ", ".join(f"{count} {what}" if count > 1 else what for what, count in ignored.items()))
+        log.info(
+            f"{folder}: ignored "
+            + ", ".join(f"{count} {what}" if count > 1 else what for what, count in ignored.items())
+        )
     for part, members in found.items():
         if not members:
             raise UserError(_nothing_in(folder / parts[part]))
@@ -171,7 +177,10 @@ def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator
 def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) -> Iterator[str]:
     for entry in _visible(Path(folder.path), ignored):
         if entry.is_dir():
-            if entry.is_symlink() and Path(entry.path).resolve() in (here := Path(folder.path).resolve(), *here.parents):
+            if entry.is_symlink() and Path(entry.path).resolve() in (
+                here := Path(folder.path).resolve(),
+                *here.parents,
+            ):
                 ignored[f"the circular link {entry.path}"] += 1
             else:
                 yield from _pictures(entry, f"{prefix}{entry.name}/", ignored)
@@ -206,7 +215,7 @@ def _name_lopsided_classes(folder: Path, train: set[str], val: set[str]) -> None
 def _nothing_in(folder: Path) -> str:
     loose = sum(_is_picture(entry.name) for entry in _visible(folder, Counter()))
     what = f"{loose} pictures but no class folders" if loose else "no pictures"
-    return f"--data: {folder} holds {what}; put the pictures of each class into a folder of its own, such as {folder / 'cat'}"
+    return f"--data: {folder} holds {what}; put those of each class into a folder of its own, such as {folder / 'cat'}"
 
 
 def _hint(folder: Path) -> str:

@@ -44,7 +44,7 @@ def write_split(file: Path, samples: Samples) -> None:
 
 
 def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
-    """The samples that ``write_split`` wrote, below ``root``. Raises UserError, naming the line, when they are not sound."""
+    """The samples that ``write_split`` wrote, below ``root``. UserError, naming the line, when they are not sound."""
     number = {name: index for index, name in enumerate(classes)}
     paths, labels, split = [], [], []
     try:
@@ -52,8 +52,15 @@ def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
             rows = csv.reader(handle)
             next(rows, None)
             for path, name, side in rows:
-                if name not in number or side not in ("train", "val") or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
-                    raise UserError(f"{file}, line {rows.line_num}: no path inside the data folder, known class, and train or val")
+                if (
+                    name not in number
+                    or side not in ("train", "val")
+                    or PurePath(path).is_absolute()
+                    or ".." in PurePath(path).parts
+                ):
+                    raise UserError(
+                        f"{file}, line {rows.line_num}: no path inside the data folder, known class, and train or val"
+                    )
                 paths.append(path)
                 labels.append(number[name])
                 split.append(side)

@@ -23,12 +23,14 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from errors import UserError
+
 log = logging.getLogger("plumage")
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-# Named, so that a file is never handed to a plug-in that starts other programs (EPS does), whatever its suffix says.
+# Named, so that no file is handed to a plug-in that starts another program (EPS does), whatever its suffix says.
 Image.init()
 FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"} & Image.OPEN.keys())
 DECODER = 1  # part of a store's key: raise it whenever the same file would decode to other pixels
@@ -39,51 +41,57 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class Store:
-    """The readable pictures among ``paths``, as squares of side ``size``.
+    """The readable ones of ``files``, as squares of side ``size``: row i is ``files[readable[i]]``.
 
-    readable: (n,) int64, which of the paths could be read; row i of the store is picture ``readable[i]``.
-    digests: (n, 16) uint8, a hash of each row's pixels.
-    skipped: (path, reason) of the others.
+    readable: (n,) int64. digests: (n, 16) uint8, a hash of each row's pixels. skipped: (path, reason) of the others.
     pixels: (n, size, size, 3) uint8 on disk, or None: then files are decoded whenever they are read.
     """
 
-    root: Path
-    paths: list[str]
+    files: list[Path]
     size: int
+    workers: int
     readable: np.ndarray
     digests: np.ndarray
     skipped: list[tuple[str, str]]
-    pixels: np.ndarray | None
-    workers: int
+    pixels: np.ndarray | None = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), size, size, 3) uint8 RGB."""
+        """(len(rows), size, size, 3) uint8 RGB. Raises UserError where a file can no longer be read."""
         if self.pixels is not None:
             return self.pixels[rows]
-        files = [self.root / self.paths[picture] for picture in self.readable[rows]]
         with ThreadPoolExecutor(self.workers) as pool:
-            return np.stack(list(pool.map(lambda file: decode(file, self.size), files)))
+            files = [self.files[number] for number in self.readable[rows]]
+            pictures = list(pool.map(partial(decode_or_reason, size=self.size), files))
+        for file, picture in zip(files, pictures, strict=True):
+            if isinstance(picture, str):
+                raise UserError(f"{file} can no longer be read ({picture}); put it back and go on with --resume")
+        return np.stack(pictures)
 
 
-def open_store(root: Path, paths: list[str], size: int, cache: Path | None, workers: int | None = None) -> Store:
-    """The store of these files, built unless ``cache`` holds it; without room there, or a cache, decoded on the fly.
+def open_store(
+    root: Path, paths: list[str], size: int, cache: Path, use_store: bool = True, workers: int | None = None
+) -> Store:
+    """The store of ``paths`` below ``root`` at side ``size``; built where ``cache`` does not hold it yet.
 
-    A store is known by its files' names, sizes and times, by ``size`` and by the decoder.
+    It is known by its files' names, sizes and times, by ``size`` and by the decoder. With ``use_store`` off, or no room
+    in ``cache``, files are only checked here and decoded whenever they are read.
     """
     workers = workers or usable_cores()
-    if cache is not None:
-        home = cache / "stores" / f"{root.resolve().name}-{size}px-{_key(root, paths, size)}"
+    files = [root / path for path in paths]
+    if use_store:
+        home = cache / "stores" / f"{root.resolve().name}-{size}px-{_key(root, files, size)}"
         try:
-            # What could not be read is tried again: a changed permission does not change a file's time.
-            if home.is_dir() and any(_is_readable(root / path, size) for path, _ in read_skipped(home / "skipped.csv")):
-                shutil.rmtree(home)
-            if not home.is_dir():
-                _build(home, root, paths, size, workers)
-            return _load(home, root, paths, size, workers)
+            # What could not be read is tried again, since a changed permission does not change a file's time.
+            if home.is_dir() and not any(
+                _is_readable(root / path, size) for path, _ in read_skipped(home / "skipped.csv")
+            ):
+                return _load(home, files, size, workers)
+            shutil.rmtree(home, ignore_errors=True)
+            _build(home, paths, files, size, workers)
+            return _load(home, files, size, workers)
         except OSError as error:
             log.warning(f"no store in {cache} ({error.strerror or error}): decoding on the fly, which is slower")
-    readable, digests, skipped = _decode_all(root, paths, size, workers, lambda pixels: None, "checking")
-    return Store(root, paths, size, readable, digests, skipped, None, workers)
+    return Store(files, size, workers, *_decode_all(paths, files, size, workers, "checking", lambda pixels: None))
 
 
 def decode(file: Path, size: int) -> np.ndarray:
@@ -102,7 +110,7 @@ def decode(file: Path, size: int) -> np.ndarray:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode → RGB, 8 bits a channel: transparency over white, 16-bit grey by its upper byte."""
     if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers of unknown range")
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -110,6 +118,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white.alpha_composite(image.convert("RGBA"))
         image = white
     return image.convert("RGB")
+
+
+def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
+    """What ``decode`` returns, or in one line why it cannot."""
+    try:
+        return decode(file, size)
+    except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …
+        return " ".join(str(error).replace(str(file), "the file").split()) or type(error).__name__
 
 
 def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
@@ -131,85 +147,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(root: Path, paths: list[str], size: int) -> str:
-    key = hashlib.blake2b(f"{DECODER} {PIL.__version__} {size} {root.resolve()}".encode(errors="surrogateescape"), digest_size=8)
-    for path in paths:
-        with suppress(OSError):  # a file that is gone shows when it is decoded
-            status = os.stat(f"{root}/{path}")
-            key.update(f"\n{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
-    return key.hexdigest()
-
-
-def _build(home: Path, root: Path, paths: list[str], size: int, workers: int) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(home.parent)
-    needed, free = len(paths) * size * size * 3, shutil.disk_usage(home.parent).free
-    if needed > free:
-        raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-    partial = Path(tempfile.mkdtemp(dir=home.parent, prefix=".partial-"))
-    try:
-        # Written in order rather than through a memory map: a full disk is then an error, not the process's death.
-        with (partial / "pixels").open("wb") as file:
-            readable, digests, skipped = _decode_all(root, paths, size, workers, file.write, "decoding")
-        np.savez(partial / "index.npz", readable=readable, digests=digests)
-        write_skipped(partial / "skipped.csv", skipped)
-        with suppress(FileExistsError):
-            try:
-                partial.rename(home)
-            except OSError:
-                if not home.is_dir():  # else another process was faster, and its store is as good
-                    raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _load(home: Path, root: Path, paths: list[str], size: int, workers: int) -> Store:
-    index = np.load(home / "index.npz")
-    readable = index["readable"]
-    shape = (len(readable), size, size, 3)
-    pixels = np.memmap(home / "pixels", np.uint8, "r", shape=shape) if len(readable) else np.empty(shape, np.uint8)
-    return Store(root, paths, size, readable, index["digests"], read_skipped(home / "skipped.csv"), pixels, workers)
-
-
-def _remove_abandoned(stores: Path) -> None:
-    """What killed builds left behind. A build at work writes all the time, so a day of silence means that it is dead."""
-    for partial in stores.glob(".partial-*"):
-        with suppress(OSError):
-            if time.time() - max(path.stat().st_mtime for path in (partial, *partial.iterdir())) > 86_400:
-                shutil.rmtree(partial)
-
-
-def _decode_or_reason(file: Path, size: int) -> np.ndarray | str:
-    try:
-        return decode(file, size)
-    except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …
-        return " ".join(str(error).replace(str(file), "the file").split()) or type(error).__name__
-
-
-def _is_readable(file: Path, size: int) -> bool:
-    return not isinstance(_decode_or_reason(file, size), str)
-
-
-def _decode_all(
-    root: Path, paths: list[str], size: int, workers: int, write: Callable[[np.ndarray], object], verb: str
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    readable: list[int] = []
-    digests: list[bytes] = []
-    skipped: list[tuple[str, str]] = []
-
-    # Threads do: Pillow releases the interpreter's lock while it decodes and resizes.
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(paths), desc=verb, unit="img", disable=None, leave=False) as bar:
-        for number, result in enumerate(map_ahead(pool, partial(_decode_or_reason, size=size), (root / path for path in paths), 4 * workers)):
-            bar.update()
-            if isinstance(result, str):
-                skipped.append((paths[number], result))
-            else:
-                readable.append(number)
-                digests.append(hashlib.blake2b(result, digest_size=16).digest())
-                write(result)
-    return np.array(readable, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16), skipped
-
-
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
         csv.writer(handle).writerows([("path", "reason"), *skipped])
@@ -218,3 +155,77 @@ def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
 def read_skipped(file: Path) -> list[tuple[str, str]]:
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
         return [(path, reason) for path, reason in csv.reader(handle)][1:]
+
+
+def _is_readable(file: Path, size: int) -> bool:
+    return not isinstance(decode_or_reason(file, size), str)
+
+
+def _key(root: Path, files: list[Path], size: int) -> str:
+    about = f"{DECODER} {PIL.__version__} {size} {root.resolve()}"
+    key = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
+    for file in files:
+        key.update(f"\n{file}".encode(errors="surrogateescape"))
+        with suppress(OSError):  # a file that is gone shows when it is decoded
+            status = file.stat()
+            key.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return key.hexdigest()
+
+
+def _build(home: Path, paths: list[str], files: list[Path], size: int, workers: int) -> None:
+    """Beside, then renamed: a build that is killed, or a second one at the same time, leaves no half store."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(home.parent)
+    needed, free = len(files) * size * size * 3, shutil.disk_usage(home.parent).free
+    if needed > free:
+        raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+    draft = Path(tempfile.mkdtemp(dir=home.parent, prefix=".draft-"))
+    try:
+        # Written in order rather than through a memory map: a full disk is then an error, not the process's death.
+        with (draft / "pixels").open("wb") as out:
+            readable, digests, skipped = _decode_all(paths, files, size, workers, "decoding", out.write)
+        np.savez(draft / "index.npz", readable=readable, digests=digests)
+        write_skipped(draft / "skipped.csv", skipped)
+        with suppress(OSError):  # another process may have been faster: its store is as good
+            draft.rename(home)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _load(home: Path, files: list[Path], size: int, workers: int) -> Store:
+    index, skipped = np.load(home / "index.npz"), read_skipped(home / "skipped.csv")
+    shape = (len(index["readable"]), size, size, 3)
+    pixels = np.memmap(home / "pixels", np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+    return Store(files, size, workers, index["readable"], index["digests"], skipped, pixels)
+
+
+def _remove_abandoned(stores: Path) -> None:
+    """What killed builds left behind. A build at work writes all the time: a day of silence means that it is dead."""
+    for draft in stores.glob(".draft-*"):
+        with suppress(OSError):
+            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > 86_400:
+                shutil.rmtree(draft)
+
+
+def _decode_all(
+    paths: list[str], files: list[Path], size: int, workers: int, verb: str, write: Callable[[bytes], object]
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    readable: list[int] = []
+    digests: list[bytes] = []
+    skipped: list[tuple[str, str]] = []
+    # Threads do: Pillow releases the interpreter's lock while it decodes and resizes.
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(desc=verb, total=len(files), unit="img", disable=None, leave=False) as bar,
+    ):
+        results = map_ahead(pool, partial(decode_or_reason, size=size), files, 4 * workers)
+        for number, picture in enumerate(results):
+            bar.update()
+            if isinstance(picture, str):
+                skipped.append((paths[number], picture))
+            else:
+                readable.append(number)
+                pixels = picture.tobytes()
+                digests.append(hashlib.blake2b(pixels, digest_size=16).digest())
+                write(pixels)
+    return np.array(readable, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16), skipped

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
-from ignite.utils import convert_tensor
 from torch import nn
 
 from errors import UserError
@@ -25,7 +24,6 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     metrics: dict[str, Metric]
     classes: list[str]
-    device: torch.device
 
     def content(self, epoch_done: bool) -> dict[str, Any]:
         """What goes into a checkpoint. epoch_done: the epoch that ends here, if one does, is validated and recorded."""
@@ -40,16 +38,17 @@ class TrainingState:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
+        """From a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         for name, metric in self.metrics.items():
-            metric.load_state_dict(convert_tensor(content["metrics"][name], self.device))
+            metric.load_state_dict(content["metrics"][name])
         self.trainer.load_state_dict(content["trainer"])
 
 
 def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
-    """``torch.save`` such that at every instant ``file`` is whole: the old one, or the new one, also after a power cut."""
+    """``torch.save`` such that ``file`` is whole at every instant, the old one or the new, also after a power cut."""
     temporary = file.with_name(file.name + ".tmp")
     try:
         with temporary.open("wb") as handle:
@@ -64,7 +63,7 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
 
 
 def copy_checkpoint(file: Path, to: Path) -> None:
-    """``to`` becomes what ``file`` is now: a second name of it, since a save never changes a file in place; else a copy."""
+    """``to`` becomes what ``file`` is now: a second name of it where the disk knows such, since saves replace files."""
     temporary = to.with_name(to.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 
 class LabelSmoothingLoss(nn.Module):
-    """Mean cross-entropy against q_y = 1 − ε, q_i = ε/(K−1) for i ≠ y (He et al. 2019, section 5.2; Szegedy et al. 2016).
+    """Mean cross-entropy against q_y = 1 − ε, q_i = ε/(K−1) for i ≠ y (He et al. 2019, section 5.2).
 
     torch spreads its smoothing over all K classes, the true one included, so that ε here is ε·K/(K−1) there.
     At the optimum the logit gap z_y − mean(z_i, i ≠ y) is log((K−1)(1−ε)/ε). Takes (b, K) logits and (b,) int64 labels;

@@ -1,7 +1,5 @@
-"""evaluate(run, …): a run's model on its own pictures or on others."""
+"""evaluate(run, …): a run's model on its own pictures, or on others."""
 
-import json
-import logging
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.handlers import EpochOutputStore
+from torch import nn
 
 from data.augment import Transform
 from data.dataset import Dataset, read_all
@@ -19,78 +18,75 @@ from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.handlers import attach_progress
 from engine.machine import Machine
-from engine.recipe import Recipe
-from engine.rundir import RunDir, replace_file
+from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
 from models.resnet import build_model
 from models.weights import load_file, load_state, state_dict_of
 
-log = logging.getLogger("plumage")
 
+def evaluate(
+    run: RunDir, machine: Machine, checkpoint: str = "best", data: str | None = None, split: str | None = None
+) -> dict[str, Any]:
+    """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; also written to eval-<split>.json.
 
-def evaluate(run: RunDir, machine: Machine, checkpoint: str = "best", data: str | None = None, split: str | None = None) -> dict[str, Any]:
-    """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; written to eval-<split>.json and .npz.
-
-    checkpoint: best, last or a file. data: another labelled folder, matched by class name. split: train, val or all; the
-    default is val for the run's own pictures and all for another folder.
+    checkpoint: best, last or a file. data: another labelled folder, matched by class name, whose results go to
+    eval-<folder>-<split>.json. split: train, val or all; by default val of the run's own pictures, else all.
+    In the .npz of the same name: logits (n, K) float32, labels (n,), and indices (n,) into the sorted paths.
     """
-    recipe, classes = run.recipe, run.classes
-    file = run.checkpoint(checkpoint)
-    content = load_file(file)
-    if (trained_on := content.get("classes", classes)) != classes:
-        raise UserError(
-            f"--checkpoint {file}: its {len(trained_on)} classes are not the {len(classes)} of {run.path}; give the --run it is from"
-        )
-    model = build_model(recipe.model, len(classes))
-    load_state(model, state_dict_of(content), f"--checkpoint {file}")
-    model.to(machine.device)
+    recipe, classes, device = run.recipe, run.classes, machine.device
+    split = split or ("val" if data is None else "all")
+    model = trained_model(run, run.checkpoint(checkpoint)).to(device)
     if machine.compile:
         model.compile()
+    dataset = recall_dataset(recipe, run, machine) if data is None else other_dataset(data, split, run, machine)
+    rows, labels = dataset.pictures(split)
 
-    if data is None:
-        dataset, name, split = recall_dataset(recipe, run, machine), "", split or "val"
-    else:
-        dataset, name, split = other_dataset(data, recipe, classes, machine), f"{Path(data).resolve().name}-", split or "all"
-    rows = dataset.rows(split)
-    if not len(rows):
-        raise UserError(f"--split {split}: {data} has no such split; take --split all")
-
-    device, pin = machine.device, machine.device.type == "cuda"
-    evaluator = create_evaluator(
-        model,
-        LabelSmoothingLoss(recipe.smoothing, len(classes)),
-        Transform(recipe.crop).to(device).center,
-        machine.autocast,
-        device,
-        len(classes),
-    )
-    outputs = EpochOutputStore(lambda output: output[0].cpu())
-    outputs.attach(evaluator, "logits")
-    attach_progress(evaluator, split, recipe.batch_size, 10 if pin else 1)
-    labels = dataset.samples.labels[rows]
-    # The batches of the training's own validation, so that the numbers are the history's to the last digit.
-    batches = eval_batches(dataset.store, rows, labels, recipe.batch_size, pin)
+    criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
+    view = Transform(recipe.crop).to(device)
+    evaluator = create_evaluator(model, criterion, view.center, machine.autocast, device, len(classes))
+    logits = EpochOutputStore(lambda output: output[0].cpu())
+    logits.attach(evaluator)
+    attach_progress(evaluator, "evaluating", recipe.batch_size, machine.look_every)
+    # In batches as in training, so that the numbers are those of the history to the last digit.
+    batches = eval_batches(dataset.store, rows, labels, recipe.batch_size, machine.pin)
     metrics = evaluator.run(batches, epoch_length=ceil(len(rows) / recipe.batch_size)).metrics
 
-    result = {"split": split, "n": len(rows), **{key: metrics[key] for key in ("accuracy", "top5", "loss", "nll")}}
-    stem = run.path / f"eval-{name}{split}"
-    logits = torch.cat(evaluator.state.logits).numpy()
-    np.savez(stem.with_name(stem.name + ".tmp.npz"), logits=logits, labels=labels, rows=rows)
-    stem.with_name(stem.name + ".tmp.npz").replace(stem.with_name(stem.name + ".npz"))
-    about = {"checkpoint": str(file), "data": str(dataset.samples.root), "precision": machine.precision}
-    replace_file(stem.with_name(stem.name + ".json"), json.dumps({**result, **about}, indent=2) + "\n")
+    result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
+    stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name}-{split}"
+    about = {"checkpoint": checkpoint, "data": str(dataset.samples.root), "precision": machine.precision}
+    run.write_arrays(
+        f"{stem}.npz", logits=torch.cat(logits.data).numpy(), labels=labels, indices=dataset.indices(split)
+    )
+    run.write_json(f"{stem}.json", {**result, **about})
     return result
 
 
-def other_dataset(data: str, recipe: Recipe, classes: list[str], machine: Machine) -> Dataset:
-    """The readable pictures of another labelled folder, with the labels of the run's classes of the same names.
+def trained_model(run: RunDir, checkpoint: Path) -> nn.Module:
+    """The run's network with a checkpoint's weights. Raises UserError where they are of other classes."""
+    content, classes = load_file(checkpoint), run.classes
+    if (trained := content.get("classes", classes)) != classes:
+        raise UserError(
+            f"--checkpoint {checkpoint}: its {len(trained)} classes are not the {len(classes)} of {run.path}; "
+            "give the --run that it is from"
+        )
+    model = build_model(run.recipe.model, len(classes))
+    load_state(model, state_dict_of(content), f"--checkpoint {checkpoint}")
+    return model
 
-    Split as the folder itself is; else, where it holds the pictures that the run was split into, as the run is.
+
+def other_dataset(data: str, split: str, run: RunDir, machine: Machine) -> Dataset:
+    """The readable pictures of another labelled folder, with the run's labels of the classes of the same names.
+
+    Split as the folder itself is; if it is not, and must be, as the run was, whose pictures it then has to hold.
     """
-    samples = list_samples(locate(data, machine.cache, machine.workers), least_classes=1)
-    if unknown := sorted(set(samples.classes) - set(classes)):
-        raise UserError(f"--data {data}: the run knows no class {some(unknown)}; its classes: {some(classes, 10)}")
-    own = np.array([classes.index(name) for name in samples.classes])
-    samples = replace(samples, labels=own[samples.labels], classes=classes)
-    return read_all(samples, recipe.resize, machine.cache, machine.use_store, machine.workers)
+    recipe, classes = run.recipe, run.classes
+    samples = list_samples(locate(data, machine.files["cache"], machine.files["workers"]), least_classes=1)
+    if unknown := [name for name in samples.classes if name not in classes]:
+        raise UserError(
+            f"--data {data}: the run was not trained on {some(unknown)}; its classes are {some(classes, 10)}"
+        )
+    if samples.split is None and split != "all":
+        return recall_dataset(replace(recipe, data=data), run, machine)
+    labels = np.array([classes.index(name) for name in samples.classes])[samples.labels]
+    return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, **machine.files)

@@ -17,7 +17,7 @@ def create_evaluator(
     device: torch.device,
     classes: int,
 ) -> Engine:
-    """An Engine over (iteration, uint8 pictures, labels). Its output: float32 logits (b, K) and labels (b,), on the device.
+    """An Engine over (iteration, uint8 pictures, labels). Its output: float32 logits (b, K) and labels, on the device.
 
     Its metrics, as fractions and nats: accuracy, top5 (of fewer than five classes, all of them), loss (the criterion's,
     label smoothing included) and nll (plain cross-entropy). The first of equal logits is the prediction.

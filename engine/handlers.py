@@ -18,7 +18,7 @@ from errors import Diverged, Stopped
 
 
 def learning_rate(iteration: int, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
-    """The rate of 0-based ``iteration`` of ``total``, after linear warm-up over the first ``warmup`` (Goyal et al. 2017).
+    """The rate of 0-based ``iteration`` of ``total``, the first ``warmup`` of them linear warm-up (Goyal et al. 2017).
 
     cosine (Loshchilov & Hutter 2017; He et al. 2019, eq. 1): ½(1 + cos(πt/T))·peak, with t and T counted after warm-up.
     step: a tenth after each quarter of T. constant: ``peak``.
@@ -59,7 +59,7 @@ def check_finite(loss: float, trainer: Engine) -> None:
 def attach_progress(
     engine: Engine, label: str, batch_size: int, every: int, show: Callable[[], dict[str, str]] = dict
 ) -> None:
-    """A bar on standard error, if that is a terminal: pictures done, pictures/s, time left in the epoch, and ``show()``."""
+    """A bar on standard error, if that is a terminal: pictures done, per second, time left, and ``show()``."""
     bar = ProgressBar(
         desc=label,
         unit="img",
@@ -81,11 +81,15 @@ def attach_stop(engine: Engine, signals: StopSignals, save: Callable[[], None]) 
 
 
 def attach_history(
-    trainer: Engine, validate: Callable[[], dict[str, float]], optimizer: torch.optim.Optimizer, pictures: int, run: RunDir
+    trainer: Engine,
+    validate: Callable[[], dict[str, float]],
+    optimizer: torch.optim.Optimizer,
+    pictures: int,
+    run: RunDir,
 ) -> None:
     """At each epoch's end ``validate``, write a row of history.jsonl and print a line.
 
-    pictures: how many an epoch trains on. In the row, seconds cover training and validation, images_per_second training.
+    pictures: how many an epoch has. In the row, seconds cover training and validation, images_per_second training.
     """
     begun, first = perf_counter(), trainer.state.iteration
 
@@ -97,6 +101,8 @@ def attach_history(
     @trainer.on(Events.EPOCH_COMPLETED)
     def record() -> None:
         state = trainer.state
+        assert state.epoch_length
+        assert state.max_epochs
         trained = perf_counter() - begun  # the metrics are computed, so the device has finished
         val = validate()
         check_finite(val["nll"], trainer)
@@ -113,7 +119,9 @@ def attach_history(
         left = timedelta(seconds=round((state.max_epochs - state.epoch) * row["seconds"]))
         best = row["val_accuracy"] > max((past["val_accuracy"] for past in run.history), default=-1)
         run.add_history(row)
-        print(epoch_line(row, state.max_epochs) + (" *" if best else "  ") + (f" {left} left" if left else ""), flush=True)
+        print(
+            epoch_line(row, state.max_epochs) + (" *" if best else "  ") + (f" {left} left" if left else ""), flush=True
+        )
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,17 +16,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """device; precision "fp32", "bf16" or "fp16"; cache: the folder for stores, or None to decode on the fly."""
+    """precision: "fp32", "bf16" or "fp16". files: how pictures are kept, the keyword arguments of ``data.dataset``."""
 
     device: torch.device
     precision: str
     compile: bool
-    workers: int | None
-    cache: Path
-    use_store: bool
+    files: dict[str, Any]
+
+    @property
+    def pin(self) -> bool:
+        """Whether batches go to the device from page-locked memory."""
+        return self.device.type == "cuda"
+
+    @property
+    def look_every(self) -> int:
+        """Iterations from one look at the metrics to the next: a GPU has to be waited for."""
+        return 1 if self.device.type == "cpu" else 10
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    @classmethod
+    def choose(
+        cls,
+        device: str,
+        precision: str,
+        compile: bool,
+        cache: Path,
+        no_cache: bool,
+        workers: int | None,
+        as_trained: str = "auto",
+    ) -> "Machine":
+        """From the command line's options. as_trained: the precision that ``auto`` was in training."""
+        chosen = choose_device(device)
+        files = {"cache": cache, "use_store": not no_cache, "workers": workers}
+        return cls(chosen, choose_precision(precision, chosen, as_trained), compile, files)
 
 
 def choose_device(device: str) -> torch.device:
@@ -34,7 +59,9 @@ def choose_device(device: str) -> torch.device:
         if not torch.cuda.is_available() and torch.backends.mps.is_available():
             log.info("computing on the CPU; --device mps is faster, but its results can differ")
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+    if (device == "cuda" and not torch.cuda.is_available()) or (
+        device == "mps" and not torch.backends.mps.is_available()
+    ):
         raise UserError(f"--device {device}: torch finds none on this machine; take --device auto")
     return torch.device(device)
 
@@ -42,15 +69,15 @@ def choose_device(device: str) -> torch.device:
 def choose_precision(precision: str, device: torch.device, as_trained: str = "auto") -> str:
     """``auto`` is the fastest that the hardware computes in itself: bf16, else fp16 on CUDA, else fp32.
 
-    as_trained: what ``auto`` was in training, and is again if the device has it, so that evaluation gives the same numbers.
+    An evaluation's ``auto`` is what training had, where the device can do it, so that it gives the same numbers.
     """
-    if precision == "auto" and as_trained in ("fp32", "bf16"):
-        return as_trained
-    if precision == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return "bf16" if bf16 else "fp32"
     if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"--precision fp16: loss scaling is for CUDA devices, not {device}; take bf16 or fp32")
-    return precision
+        raise UserError(f"--precision fp16: needs a CUDA device, not {device}; take bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if as_trained in ("fp32", "bf16") or (as_trained == "fp16" and device.type == "cuda"):
+        return as_trained
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if bf16 else "fp32"

@@ -30,20 +30,27 @@ class Recipe:
     """
 
     data: str = _option("birds", "birds, cub200, or a folder with a folder per class, or with train/ and val/.")
-    preset: str = _option("finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper"))
+    preset: str = _option(
+        "finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper")
+    )
     model: str = _option(
         "resnet50", "The network.", choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
     )
     weights: str = _option("imagenet", "What training starts from: imagenet, imagenet-v2, none, or a file.")
+    zero_gamma: bool = _option(False, "Let each residual block begin as the identity; only with --weights none.")
     resize: int = _option(256, "Pictures become squares of this side, in pixels.", SIDE)
-    crop: int = _option(224, "Side of what the network sees: a random window in training, the centre in evaluation.", SIDE)
+    crop: int = _option(
+        224, "Side of what the network sees: a random window in training, the centre in evaluation.", SIDE
+    )
     batch_size: int = _option(64, "Pictures per step.", ("at least 2, for BatchNorm", lambda value: value >= 2))
     lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
     epochs: int = _option(60, "Times through the training set.", ABOVE_0)
     seed: int = _option(0, "Of every random draw.", ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63))
     smoothing: float = _option(0.1, "Label smoothing: the probability that goes to the wrong classes.", FRACTION)
     val_fraction: float = _option(
-        0.2, "Of each class, held out where the data has no split.", ("above 0 and below 1", lambda value: 0 < value < 1)
+        0.2,
+        "Of each class, held out where the data has no split.",
+        ("above 0 and below 1", lambda value: 0 < value < 1),
     )
     momentum: float = _option(0.9, "Nesterov momentum of SGD.", FRACTION)
     weight_decay: float = _option(1e-4, "L2 penalty.", AT_LEAST_0)
@@ -55,14 +62,16 @@ class Recipe:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, name = getattr(self, option.name), option_name(option.name)
-            if not isinstance(value, option.type if option.type is not float else (int, float)) or isinstance(value, bool):
-                raise UserError(f"{name} {value!r}: must be of type {option.type.__name__}")
+            if type(value) is not option.type and not (option.type is float and type(value) is int):
+                raise UserError(f"{name} {value!r}: must be of type {getattr(option.type, '__name__', option.type)}")
             if option.metadata["choices"] and value not in option.metadata["choices"]:
                 raise UserError(f"{name} {value}: must be one of {', '.join(option.metadata['choices'])}")
             if (rule := option.metadata["must_be"]) and not rule[1](value):
                 raise UserError(f"{name} {value}: must be {rule[0]}")
         if self.crop > self.resize:
             raise UserError(f"--crop {self.crop}: must not be larger than --resize {self.resize}")
+        if self.zero_gamma and self.weights != "none":
+            raise UserError("--zero-gamma would undo pretrained weights: take it with --weights none, or leave it out")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: must be fewer than --epochs {self.epochs}")
 
@@ -85,15 +94,11 @@ class Recipe:
 
     @classmethod
     def load(cls, file: Path) -> "Recipe":
-        """What ``save`` wrote. An option younger than the file takes its default."""
+        """The recipe of a run. An option younger than the file takes its default."""
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**values)
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, UserError) as error:
             raise UserError(f"{file} is no recipe of this version: {error}") from error
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def contradictions(self, given: Mapping[str, Any]) -> list[str]:
         """The options given by hand that differ from this recipe, as ``--name value (was value)``."""
@@ -113,7 +118,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One's own pictures, from ImageNet weights: the fields' own defaults.
     "finetune": {},
     # The built-in birds from scratch, in minutes on two CPU cores.
-    "demo": {"weights": "none", "resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 8, "warmup_epochs": 1.0},
+    "demo": {
+        "weights": "none",
+        "zero_gamma": True,
+        "resize": 64,
+        "crop": 56,
+        "batch_size": 32,
+        "lr": 0.1,
+        "epochs": 5,
+        "warmup_epochs": 1.0,
+    },
     # He et al. 2019, section 5.3: ImageNet from scratch.
-    "paper": {"weights": "none", "batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
+    "paper": {"weights": "none", "zero_gamma": True, "batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
 }

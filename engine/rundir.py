@@ -1,19 +1,19 @@
 """The run directory: what is in it, and how to read it back."""
 
 import json
-import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.machine import Machine
@@ -67,9 +67,9 @@ class RunDir:
 
     def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
         """environment.json, classes.json and recipe.json."""
-        self._write("environment.json", environment(machine))
-        self._write("classes.json", classes)
-        recipe.save(self.path / "recipe.json")
+        self.write_json("environment.json", environment(machine))
+        self.write_json("classes.json", classes)
+        self.write_json("recipe.json", asdict(recipe))
 
     @property
     def recipe(self) -> Recipe:
@@ -116,8 +116,13 @@ class RunDir:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
-    def _write(self, name: str, content: Any) -> None:
+    def write_json(self, name: str, content: Any) -> None:
         replace_file(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        draft = self.path / f"{name}.tmp.npz"
+        np.savez(draft, **arrays)  # type: ignore[arg-type]
+        draft.replace(self.path / name)
 
 
 def replace_file(file: Path, text: str) -> None:
@@ -130,7 +135,9 @@ def replace_file(file: Path, text: str) -> None:
 def next_run(home: Path, data: str) -> RunDir:
     """``home/<data name>-<n>`` with the smallest n above all that are there."""
     name = Path(data).name or "data"
-    taken = [int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))]
+    taken = [
+        int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))
+    ]
     return RunDir(home / f"{name}-{max(taken, default=0) + 1}")
 
 

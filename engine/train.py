@@ -41,15 +41,13 @@ log = logging.getLogger("plumage")
 
 def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
-    dataset = load_dataset(recipe, run, machine)
-    classes, labels = dataset.samples.classes, dataset.samples.labels
-    train_rows, val_rows = dataset.rows("train"), dataset.rows("val")
+    dataset = recall_dataset(recipe, run, machine) if run.holds_run else prepare_dataset(recipe, run, machine)
+    classes, store, device = dataset.samples.classes, dataset.store, machine.device
+    (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
-    device, pin = machine.device, machine.device.type == "cuda"
-    every = 10 if pin else 1  # iterations between looks at the metrics, which a GPU has to be waited for
 
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(classes))
+    model = build_model(recipe.model, len(classes), recipe.zero_gamma)
     if recipe.weights != "none" and not run.last.exists():
         load_pretrained(model, recipe.model, recipe.weights)
     model.to(device)
@@ -65,7 +63,6 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
         fused=device.type != "mps",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
-    view = Transform(recipe.crop, recipe.seed).to(device)
     rate = partial(
         learning_rate,
         total=recipe.epochs * steps,
@@ -73,54 +70,59 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
         peak=recipe.lr,
         schedule=recipe.schedule,
     )
+    view = Transform(recipe.crop, recipe.seed).to(device)
+
+    trainer = create_trainer(model, optimizer, criterion, view.random, machine.autocast, scaler, device)
+    evaluator = create_evaluator(model, criterion, view.center, machine.autocast, device, len(classes))
+    metrics = attach_training_metrics(trainer, steps, device)
+    state = TrainingState(trainer, model, optimizer, scaler, metrics, classes)
 
     def validate() -> dict[str, float]:
-        batches = eval_batches(dataset.store, val_rows, labels[val_rows], recipe.batch_size, pin)
+        batches = eval_batches(store, val_rows, val_labels, recipe.batch_size, machine.pin)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
     def save(epoch_done: bool = False) -> None:
         check_finite(metrics["loss"].compute(), trainer)
         save_checkpoint(run.last, state.content(epoch_done))
 
-    trainer = create_trainer(model, optimizer, criterion, view.random, machine.autocast, scaler, device)
-    evaluator = create_evaluator(model, criterion, view.center, machine.autocast, device, len(classes))
-    metrics = attach_training_metrics(trainer, steps, device)
-    state = TrainingState(trainer, model, optimizer, scaler, metrics, classes, device)
-
     def show() -> dict[str, str]:
         now = {name: f"{metric.compute():.3f}" for name, metric in metrics.items()}
         return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
 
     attach_learning_rate(trainer, optimizer, rate)
-    attach_divergence_guard(trainer, metrics["loss"], every)
-    attach_progress(trainer, "epoch", recipe.batch_size, every, show)
-    attach_progress(evaluator, "validation", recipe.batch_size, every)
+    attach_divergence_guard(trainer, metrics["loss"], machine.look_every)
+    attach_progress(trainer, "training", recipe.batch_size, machine.look_every, show)
+    attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
     attach_history(trainer, validate, optimizer, len(train_rows), run)
     attach_checkpoints(trainer, save, run)
     for engine in (trainer, evaluator):
         attach_stop(engine, signals, save)
 
     with signals.deferred():
-        resume(state, run)
+        resume(state, run, device)
         if trainer.state.epoch < recipe.epochs:
             start = trainer.state.iteration
-            batches = train_batches(dataset.store, train_rows, labels[train_rows], recipe.batch_size, recipe.seed, start, pin)
+            batches = train_batches(store, train_rows, train_labels, recipe.batch_size, recipe.seed, start, machine.pin)
             trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
         else:
             log.info(f"{run.path}: all {recipe.epochs} epochs are done")
     return run.best_epoch
 
 
-def load_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
-    """The pictures of a run: as its files say where it has begun, else prepared and written down."""
-    if run.holds_run:
-        return recall_dataset(recipe, run, machine)
-    dataset = prepare(
-        recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, machine.cache, machine.use_store, machine.workers
-    )
+def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
+    """The pictures of a new run, split; written down in its files."""
+    dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, **machine.files)
     classes = dataset.samples.classes
     if recipe.smoothing > (most := (len(classes) - 1) / len(classes)):
-        raise UserError(f"--smoothing {recipe.smoothing}: with {len(classes)} classes at most {most:.3g}, the uniform target")
+        raise UserError(
+            f"--smoothing {recipe.smoothing}: with {len(classes)} classes at most {most:.3g}, the uniform target"
+        )
+    sizes = {side: len(dataset.pictures(side)[0]) for side in ("train", "val")}
+    log.info(f"{len(classes)} classes, {sizes['train']} training and {sizes['val']} validation pictures")
+    if recipe.batch_size > sizes["train"]:
+        log.warning(
+            f"--batch-size {recipe.batch_size}: each step takes the {sizes['train']} training pictures that there are"
+        )
     write_split(run.split, dataset.samples)
     write_skipped(run.skipped, dataset.store.skipped)
     run.describe(recipe, classes, machine)
@@ -128,24 +130,22 @@ def load_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
 
 
 def recall_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
-    return recall(
-        recipe.data, recipe.resize, run.classes, run.split, run.skipped, machine.cache, machine.use_store, machine.workers
-    )
+    """The pictures of a run that has begun, split as they were."""
+    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, **machine.files)
 
 
-def resume(state: TrainingState, run: RunDir) -> None:
+def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     """Bring ``state`` to the last checkpoint, if there is one, and the run's other files with it."""
-    if run.last.exists():
-        content = load_file(run.last)
-        state.restore(content)
-        trainer = state.trainer
-        recorded, inside = divmod(trainer.state.iteration, trainer.state.epoch_length)
-        unrecorded = not inside and not content["epoch_done"]
-        run.keep_history(recorded - unrecorded)
-        log.info(f"going on from iteration {trainer.state.iteration}")
-        if unrecorded:  # stopped between an epoch's last step and its row in the history
-            trainer.fire_event(Events.EPOCH_COMPLETED)
-        elif not inside:  # perhaps stopped between last.pt and best.pt
-            keep_best(run, recorded)
-    else:
+    if not run.last.exists():
         run.keep_history(0)
+        return
+    content = load_file(run.last, device)
+    state.restore(content)
+    epochs, inside = divmod(state.trainer.state.iteration, content["trainer"]["epoch_length"])
+    unrecorded = not inside and not content["epoch_done"]
+    run.keep_history(epochs - unrecorded)
+    log.info(f"{run.path}: going on after iteration {state.trainer.state.iteration}")
+    if unrecorded:  # it was stopped between an epoch's last step and its row in the history
+        state.trainer.fire_event(Events.EPOCH_COMPLETED)
+    elif not inside:  # or perhaps between last.pt and best.pt
+        keep_best(run, epochs)

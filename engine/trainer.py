@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Accuracy, Loss, Metric, MetricUsage
+from ignite.metrics import Accuracy, Loss, Metric
+from ignite.metrics.metric import MetricUsage
 from torch import Tensor, nn
 
 
@@ -17,7 +18,9 @@ def create_trainer(
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> Engine:
-    """An Engine over (iteration, uint8 pictures, labels). Its output: ``loss`` (0-d), ``logits`` (b, K) and ``labels`` (b,), on the device.
+    """An Engine over (iteration, uint8 pictures, labels).
+
+    Its output: ``loss`` (0-d), ``logits`` (b, K) and ``labels`` (b,), on the device.
 
     transform: (uint8 pictures as stored, 0-based iteration) → float pictures as the network sees them.
     Nothing in the step waits for the device, so that the next batch is prepared while this one is computed.
@@ -51,7 +54,7 @@ def attach_training_metrics(trainer: Engine, epoch_length: int, device: torch.de
         "accuracy": Accuracy(lambda out: (out["logits"], out["labels"]), device=device),
     }
     first = Events.ITERATION_STARTED(event_filter=lambda engine, iteration: (iteration - 1) % epoch_length == 0)
-    usage = MetricUsage(first, Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED)
+    usage = MetricUsage(first, Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED)  # type: ignore[arg-type]
     for name, metric in metrics.items():
         metric.attach(trainer, name, usage)
     return metrics

@@ -5,10 +5,11 @@ from torch import nn
 from torchvision.models import get_model
 
 
-def build_model(name: str, classes: int) -> nn.Module:
-    """A randomly initialised ``resnet18`` … ``resnet152``: (b, 3, h, w) → (b, classes) logits; torch's seed decides.
+def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
+    """A ResNet by torchvision's name, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
 
-    In channels-last memory format, which convolutions in low precision are fastest in.
+    In channels-last memory format, the fastest for convolutions in low precision.
+    zero_gamma: residual blocks begin as the identity, their last BatchNorm's γ being 0 (He et al. 2019, section 3.1).
     """
-    model: nn.Module = get_model(name, weights=None, num_classes=classes)
+    model: nn.Module = get_model(name, weights=None, num_classes=classes, zero_init_residual=zero_gamma)
     return model.to(memory_format=torch.channels_last)

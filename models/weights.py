@@ -18,7 +18,7 @@ TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
 def load_pretrained(model: nn.Module, name: str, weights: str) -> None:
     """Everything but the head of ``weights`` (``imagenet``, ``imagenet-v2`` or a file) into the ResNet called ``name``.
 
-    The head stays as it is: it is there for other classes. Raises UserError when the weights cannot be had or do not fit.
+    The head stays as it is: it is for other classes. Raises UserError when the weights cannot be had or do not fit.
     """
     state = _from_torchvision(name, weights) if weights in TORCHVISION else state_dict_of(load_file(Path(weights)))
     head = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
@@ -29,20 +29,24 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """``load_state_dict``, strict; what does not fit is a UserError of one line that begins with ``source``."""
     own = model.state_dict()
     if missing := sorted(own.keys() - state.keys()):
-        raise UserError(f"{source}: not the weights of this model: {missing[0]} is not in it ({len(missing)} keys are missing)")
+        raise UserError(
+            f"{source}: not the weights of this model: {missing[0]} is not in it ({len(missing)} keys are missing)"
+        )
     if extra := sorted(state.keys() - own.keys()):
         raise UserError(f"{source}: not the weights of this model: it has {extra[0]} ({len(extra)} keys too many)")
     for key, value in own.items():
         if not isinstance(state[key], Tensor) or state[key].shape != value.shape:
             shape = tuple(getattr(state[key], "shape", ()))
-            raise UserError(f"{source}: not the weights of this model: {key} is {shape} and should be {tuple(value.shape)}")
+            raise UserError(
+                f"{source}: not the weights of this model: {key} is {shape} and should be {tuple(value.shape)}"
+            )
     model.load_state_dict(state)
 
 
-def load_file(path: Path) -> dict[str, Any]:
-    """The dictionary in a ``torch.save`` file, on the CPU. Raises UserError when it is absent, damaged or holds code."""
+def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The dictionary in a ``torch.save`` file. Raises UserError when it is absent, damaged or holds code."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError) as error:
@@ -66,7 +70,9 @@ def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     entry = entries[TORCHVISION[weights]]
     try:
         # The file's name carries the hash of its content: a download that broke off is noticed.
-        state: dict[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        state: dict[str, Tensor] = entry.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
     except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
         way_out = f"delete {cached} and run again" if cached.exists() else "is there a network?"

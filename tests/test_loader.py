@@ -1,0 +1,64 @@
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.loader import epoch_length, epoch_order, eval_batches, train_batches
+from data.store import Store
+
+
+@pytest.fixture
+def store() -> Store:
+    """Twenty pictures of 4×4, each filled with its own row number."""
+    pixels = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
+    return Store([Path()] * 20, 4, 1, np.arange(20), np.zeros((20, 16), np.uint8), [], pixels)
+
+
+ROWS = np.arange(3, 20)  # seventeen of the pictures
+LABELS = np.arange(17) % 3
+
+
+@pytest.mark.parametrize(("pictures", "batch", "length"), [(17, 4, 4), (18, 4, 5), (16, 4, 4), (3, 64, 1), (65, 64, 1)])
+def test_a_partial_batch_counts_unless_it_is_one_picture(pictures, batch, length):
+    assert epoch_length(pictures, batch) == length
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
+    assert sorted(epoch_order(50, 1, 2)) == list(range(50))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 3))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 2, 2))
+
+
+def test_an_epoch_goes_through_the_set_in_its_order(store):
+    batches = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7), 8))  # two epochs of 5, 5, 5 and 2 pictures
+    for epoch in (0, 1):
+        order = epoch_order(17, 7, epoch)
+        part = batches[4 * epoch : 4 * epoch + 4]
+        assert [batch.iteration for batch in part] == list(range(4 * epoch, 4 * epoch + 4))
+        assert torch.cat([batch.images[:, 0, 0, 0] for batch in part]).tolist() == ROWS[order].tolist()
+        assert torch.cat([batch.labels for batch in part]).tolist() == LABELS[order].tolist()
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 9])
+def test_a_stream_begun_later_is_the_rest_of_the_stream(store, start):
+    whole = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7), 12))[start:]
+    late = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
+    for one, other in zip(whole, late, strict=True):
+        assert one.iteration == other.iteration
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_evaluation_takes_every_picture_once_in_order(store):
+    batches = list(eval_batches(store, ROWS, LABELS, 5))
+    assert [len(batch.labels) for batch in batches] == [5, 5, 5, 2]
+    assert torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist() == ROWS.tolist()
+    assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
+
+
+def test_an_error_in_the_thread_reaches_the_reader(store):
+    with pytest.raises(IndexError):
+        list(eval_batches(store, np.array([99]), np.array([0]), 5))
