@@ -102,7 +102,7 @@ def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
 def read_folders(folder: Path) -> Samples:
     """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
     ignored: Counter[str] = Counter()
-    children = {entry.name.lower(): entry.name for entry in _visible(folder, ignored) if entry.is_dir()}
+    children = {entry.name.lower(): entry.name for entry in _visible(folder, Counter()) if entry.is_dir()}
     val = next((children[name] for name in VAL_NAMES if name in children), None)
     if "train" in children and val is not None:
         parts = {"train": children["train"] + "/", "val": val + "/"}

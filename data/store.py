@@ -36,7 +36,8 @@ FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"} & I
 DECODER = 1  # part of a store's key: raise it whenever the same file would decode to other pixels
 # Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+import json
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Loss
+
+from engine.checkpoint import save_checkpoint
+from engine.handlers import (
+    attach_checkpoints,
+    attach_divergence_guard,
+    attach_history,
+    attach_learning_rate,
+    attach_progress,
+    attach_stop,
+    learning_rate,
+)
+from engine.rundir import RunDir
+from engine.signals import StopSignals
+from errors import Diverged, Stopped
+from models.weights import load_file
+
+
+def rates(schedule="cosine", total=10, warmup=0, peak=0.4):
+    return [learning_rate(iteration, total, warmup, peak, schedule) for iteration in range(total)]
+
+
+def test_cosine_by_hand():
+    rate = rates(total=8)
+    assert rate[0] == 0.4
+    assert rate[2] == pytest.approx(0.2 * (1 + math.sqrt(0.5)))
+    assert rate[4] == pytest.approx(0.2)
+    assert rate[7] == pytest.approx(0.2 * (1 - math.cos(math.pi / 8)))
+    assert rate[7] > 0
+    assert rate == sorted(rate, reverse=True)
+
+
+def test_warm_up_by_hand():
+    rate = rates(total=12, warmup=4)
+    assert rate[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rate[4] == 0.4  # the first step after warm-up has the peak
+    assert rate[8] == pytest.approx(0.2)
+    assert rate[11] == pytest.approx(0.2 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rate[4:] == rates(total=8)
+
+
+def test_warm_up_over_the_whole_training_divides_by_nothing():
+    assert rates(total=2, warmup=2) == pytest.approx([0.2, 0.4])
+
+
+def test_step_and_constant():
+    assert rates("step", total=8) == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004, 0.0004, 0.0004])
+    assert rates("constant", total=3, warmup=1) == pytest.approx([0.4, 0.4, 0.4])
+    paper = rates("step", total=120)  # He et al. 2019, section 2: a tenth every 30 of 120 epochs
+    assert [epoch for epoch in range(1, 120) if paper[epoch] != paper[epoch - 1]] == [30, 60, 90]
+
+
+def test_cosine_is_torchs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    for rate in rates(total=50):
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_each_step_is_taken_with_its_rate():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0)
+    seen = []
+    trainer = Engine(lambda engine, batch: seen.append(optimizer.param_groups[0]["lr"]))
+    attach_learning_rate(trainer, optimizer, lambda iteration: learning_rate(iteration, 6, 2, 0.4))
+    trainer.run([0, 1, 2], max_epochs=2)
+    assert seen == rates(total=6, warmup=2)
+
+
+def toy_trainer(losses):
+    """An engine whose loss at iteration i is ``losses[i]``, its metric, and an optimizer."""
+    trainer = Engine(lambda engine, batch: (torch.tensor(losses[engine.state.iteration - 1]), torch.zeros(2)))
+    metric = Loss(lambda loss, labels: loss)
+    metric.attach(trainer, "loss")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(accuracy=0.5))
+    return trainer, metric, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("at", "every", "caught"), [(2, 1, 2), (2, 3, 3), (5, 10, 6)])
+def test_divergence_is_caught_at_the_next_look_and_before_the_epoch_is_saved(bad, at, every, caught):
+    losses = [1.0] * 6
+    losses[at - 1] = bad
+    trainer, metric, _ = toy_trainer(losses)
+    attach_divergence_guard(trainer, metric, every)
+    saved = []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(True))
+    with pytest.raises(Diverged, match=f"at iteration {caught}: .*--lr"):
+        trainer.run([0] * 6)
+    assert saved == []
+
+
+def test_a_finite_loss_is_left_alone():
+    trainer, metric, _ = toy_trainer([1e30] * 6)
+    attach_divergence_guard(trainer, metric, 1)
+    trainer.run([0] * 6)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    run = RunDir(tmp_path)
+    run.create()
+    return run
+
+
+def train_toy(run, accuracies):
+    """Epochs of two iterations whose validation gives ``accuracies``; checkpoints hold the epoch's number."""
+    trainer, _, optimizer = toy_trainer([1.0, 3.0] * len(accuracies))
+    values = iter(accuracies)
+
+    def validate():
+        return {"loss": 2.0, "accuracy": next(values), "top5": 1.0, "nll": 1.5}
+
+    attach_history(trainer, validate, optimizer, 4, run)
+    attach_checkpoints(trainer, lambda done: save_checkpoint(run.last, {"epoch": trainer.state.epoch}), run)
+    trainer.run([0, 0], max_epochs=len(accuracies))
+
+
+def test_history_has_a_row_an_epoch(run, capsys):
+    train_toy(run, [0.5, 0.7])
+    rows = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
+    timing = [{name: row.pop(name) for name in ("seconds", "images_per_second")} for row in rows]
+    shared = {"lr": 0.25, "train_loss": 2.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_top5": 1.0, "val_nll": 1.5}
+    assert rows == [
+        {"epoch": 1, "iteration": 2, "val_accuracy": 0.5, **shared},
+        {"epoch": 2, "iteration": 4, "val_accuracy": 0.7, **shared},
+    ]
+    assert all(value >= 0 for times in timing for value in times.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "epoch 1/2" in lines[0]
+    assert "val loss 2.000 accuracy  50.0%" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [([0.1, 0.5, 0.3], 2), ([0.5, 0.5, 0.4], 1), ([0.1, 0.2, 0.3], 3), ([0.0, 0.0], 1)]
+)
+def test_best_is_by_validation_accuracy_ties_to_the_earlier(run, accuracies, best):
+    train_toy(run, accuracies)
+    assert load_file(run.best) == {"epoch": best}
+    assert load_file(run.last) == {"epoch": len(accuracies)}
+
+
+def test_a_validation_that_is_not_finite_is_divergence_and_leaves_no_trace(run):
+    trainer, _, optimizer = toy_trainer([1.0])
+    attach_history(trainer, lambda: {"nll": float("nan")}, optimizer, 4, run)
+    attach_checkpoints(trainer, lambda done: run.last.touch(), run)
+    with pytest.raises(Diverged):
+        trainer.run([0])
+    assert run.history == []
+    assert not run.last.exists()
+
+
+def test_a_stop_signal_saves_after_the_step_and_ends():
+    signals, saved, steps = StopSignals(), [], []
+    trainer = Engine(lambda engine, batch: steps.append(batch))
+    attach_stop(trainer, signals, lambda: saved.append(list(steps)))
+
+    @trainer.on(Events.ITERATION_STARTED(once=3))
+    def ask() -> None:
+        signals.received = 15
+
+    with pytest.raises(Stopped) as end:
+        trainer.run(range(6))
+    assert steps == [0, 1, 2]
+    assert saved == [[0, 1, 2]]
+    assert end.value.exit_code == 143
+
+
+def test_progress_shows_what_a_person_wants_to_know(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    trainer = Engine(lambda engine, batch: None)
+    attach_progress(trainer, "training", 8, 1, lambda: {"loss": "1.234", "accuracy": "0.500", "lr": "0.1"})
+    trainer.run([0, 0, 0], max_epochs=2)
+    shown = capsys.readouterr().err
+    for part in ("training", "[1/2]", "[2/2]", "img/s", "left", "loss=1.234", "accuracy=0.500", "lr=0.1"):
+        assert part in shown
+
+
+def test_progress_is_silent_where_nobody_looks(capsys):
+    trainer = Engine(lambda engine, batch: None)
+    attach_progress(trainer, "training", 8, 1)
+    trainer.run([0, 0, 0])
+    assert capsys.readouterr().err == ""

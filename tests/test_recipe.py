@@ -1,0 +1,111 @@
+import json
+from dataclasses import asdict, fields
+
+import pytest
+
+from engine.recipe import PRESETS, Recipe
+from errors import UserError
+
+
+def test_the_defaults_are_the_reference_reports():
+    recipe = Recipe.create({"data": "cub200"})
+    assert asdict(recipe) == {
+        "data": "cub200",
+        "preset": "finetune",
+        "model": "resnet50",
+        "weights": "imagenet",
+        "zero_gamma": False,
+        "resize": 256,
+        "crop": 224,
+        "batch_size": 64,
+        "lr": 0.025,
+        "epochs": 60,
+        "seed": 0,
+        "smoothing": 0.1,
+        "val_fraction": 0.2,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 0.0,
+        "schedule": "cosine",
+    }
+
+
+def test_birds_take_the_demo_and_folders_finetune(tmp_path):
+    assert Recipe.create({}).preset == "demo"
+    assert Recipe.create({"data": str(tmp_path)}).preset == "finetune"
+    assert Recipe.create({"preset": "finetune"}).weights == "imagenet"
+    assert Recipe.create({"data": "cub200", "preset": "demo"}).resize == PRESETS["demo"]["resize"]
+
+
+def test_an_option_by_hand_wins_over_the_preset():
+    recipe = Recipe.create({"preset": "demo", "resize": 96, "lr": 0.5})
+    assert (recipe.resize, recipe.lr, recipe.weights) == (96, 0.5, "none")
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(64, 0.025), (256, 0.1), (1024, 0.4)])
+def test_linear_scaling_of_the_rate(batch, rate):
+    assert Recipe.create({"data": "cub200", "batch_size": batch}).lr == pytest.approx(rate)
+    assert Recipe.create({"preset": "demo", "batch_size": batch, "lr": "auto"}).lr == pytest.approx(rate)
+
+
+def test_every_preset_is_sound():
+    for preset in PRESETS:
+        assert Recipe.create({"preset": preset}).preset == preset
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    recipe = Recipe.create({"data": "photos", "weights": "w.pth"})
+    assert (recipe.data, recipe.weights) == (str(tmp_path / "photos"), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("smoothing", [-0.1, 1.0, float("nan"), "x"]),
+        ("epochs", [0, -1, 1.5]),
+        ("batch_size", [0, -8, 1]),
+        ("lr", [0.0, -1.0, float("inf"), float("nan")]),
+        ("resize", [0, -5, 100_000]),
+        ("crop", [0, 257]),
+        ("val_fraction", [0.0, 1.0, -0.2]),
+        ("momentum", [-0.1, 1.0]),
+        ("weight_decay", [-1e-4, float("nan")]),
+        ("warmup_epochs", [-1.0, 60.0]),
+        ("seed", [-1, 2**63]),
+        ("schedule", ["linear"]),
+        ("model", ["vgg16"]),
+        ("preset", ["fast"]),
+        ("weights", ["no-such-file.pth"]),
+        ("zero_gamma", [True, 1]),
+    ],
+)
+def test_a_value_out_of_range_is_named(name, values):
+    for value in values:
+        with pytest.raises(UserError, match="--" + name.replace("_", "-")):
+            Recipe.create({"data": "cub200", name: value})
+
+
+def test_is_read_back_as_written(tmp_path):
+    recipe = Recipe.create({"preset": "demo", "smoothing": 0.3})
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"epochs": "many"}', '{"epochs": true}', '{"unheard_of": 1}', '{"crop": 9999}'])
+def test_a_recipe_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(UserError, match=r"recipe\.json"):
+        Recipe.load(tmp_path / "recipe.json")
+
+
+def test_contradictions_are_the_options_that_differ():
+    recipe = Recipe.create({"data": "cub200", "epochs": 10})
+    assert recipe.contradictions({}) == []
+    assert recipe.contradictions({"epochs": 10, "lr": "auto", "data": "cub200"}) == []
+    assert recipe.contradictions({"epochs": 20, "smoothing": 0.1, "seed": 1}) == ["--epochs 20 (was 10)", "--seed 1 (was 0)"]
+
+
+def test_every_option_has_a_help_text():
+    assert all(field.metadata["help"].endswith(".") for field in fields(Recipe))

@@ -1,0 +1,82 @@
+import json
+import os
+
+import pytest
+
+from engine.recipe import Recipe
+from engine.rundir import RunDir, newest_run, next_run
+from errors import UserError
+
+
+def begin(path, data="cub200", time=0):
+    path.mkdir(parents=True)
+    run = RunDir(path)
+    run.write_json("recipe.json", {**Recipe.create({"data": data}).__dict__})
+    os.utime(path / "recipe.json", (time, time))
+    return run
+
+
+def test_the_next_number_is_above_all_that_are_there(tmp_path):
+    assert next_run(tmp_path / "runs", "/data/my photos").path == tmp_path / "runs" / "my photos-1"
+    for name in ("birds-1", "birds-7", "birds-x", "cub200-9"):
+        (tmp_path / name).mkdir()
+    assert next_run(tmp_path, "birds").path.name == "birds-8"
+
+
+def test_the_newest_run_is_the_one_begun_last(tmp_path):
+    assert newest_run(tmp_path / "none") is None
+    begin(tmp_path / "a", time=3)
+    begin(tmp_path / "b", "birds", time=2)
+    begin(tmp_path / "c", time=1)
+    (tmp_path / "d").mkdir()
+    assert newest_run(tmp_path).path.name == "a"
+    assert newest_run(tmp_path, "birds").path.name == "b"
+
+
+def rows(*accuracies):
+    return [{"epoch": number + 1, "val_accuracy": accuracy} for number, accuracy in enumerate(accuracies)]
+
+
+def test_history_is_cut_to_what_a_checkpoint_knows(tmp_path):
+    run = begin(tmp_path / "run")
+    run.create()
+    for row in rows(0.1, 0.3, 0.2):
+        run.add_history(row)
+    with (run.path / "history.jsonl").open("a") as handle:
+        handle.write('{"epoch": 4, "val_acc')  # the process was killed
+    assert run.history == rows(0.1, 0.3, 0.2)
+    run.keep_history(2)
+    assert run.history == rows(0.1, 0.3)
+    run.keep_history(0)
+    assert run.history == []
+
+
+def test_of_equal_epochs_the_earlier_is_best(tmp_path):
+    run = begin(tmp_path / "run")
+    for row in rows(0.1, 0.3, 0.3, 0.2):
+        run.add_history(row)
+    assert run.best_epoch["epoch"] == 2
+
+
+def test_creating_takes_nothing_away_and_can_be_taken_back(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    for path in (tmp_path / "run", tmp_path / "new" / "run"):
+        RunDir(path).create()
+        RunDir(path).remove_if_empty()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    assert not (tmp_path / "new" / "run").exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunDir(tmp_path / "file" / "run").create()
+
+
+def test_files_that_are_damaged_are_named(tmp_path):
+    run = begin(tmp_path / "run")
+    for text in ("{", json.dumps({"a": 1}), json.dumps([1, 2])):
+        (run.path / "classes.json").write_text(text)
+        with pytest.raises(UserError, match=r"classes\.json"):
+            _ = run.classes

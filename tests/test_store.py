@@ -1,0 +1,272 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLIPART, ROOT
+from PIL import Image
+
+import data.store
+from data.store import decode, map_ahead, open_store, read_skipped
+from errors import UserError
+
+RED, WHITE = (200, 30, 60), (255, 255, 255)
+
+
+def save(image: Image.Image, file: Path, **options) -> Path:
+    image.save(file, **options)
+    return file
+
+
+def palette(transparent: bool) -> Image.Image:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, *RED])
+    if transparent:
+        image.paste(0, (0, 0, 4, 8))
+    return image
+
+
+@pytest.mark.parametrize("size", [8, 4])
+@pytest.mark.parametrize(
+    ("name", "image", "options", "left", "right"),
+    [
+        ("rgb.png", Image.new("RGB", (8, 8), RED), {}, RED, RED),
+        ("grey.png", Image.new("L", (8, 8), 77), {}, (77,) * 3, (77,) * 3),
+        ("bilevel.png", Image.new("1", (8, 8), 1), {}, WHITE, WHITE),
+        ("palette.gif", palette(False), {}, RED, RED),
+        ("palette.png", palette(True), {"transparency": 0}, WHITE, RED),
+        ("alpha.png", Image.new("RGBA", (8, 8), (0, 0, 0, 0)), {}, WHITE, WHITE),
+        ("half.png", Image.new("RGBA", (8, 8), (0, 0, 0, 51)), {}, (204,) * 3, (204,) * 3),
+        ("grey-alpha.png", Image.new("LA", (8, 8), (0, 0)), {}, WHITE, WHITE),
+        ("key.png", Image.new("RGB", (8, 8), RED), {"transparency": RED}, WHITE, WHITE),
+        ("deep.png", Image.fromarray(np.full((8, 8), 0x4D12, np.uint16)), {}, (0x4D,) * 3, (0x4D,) * 3),
+        ("deep.tif", Image.fromarray(np.full((8, 8), 0x4D12, np.uint16)), {}, (0x4D,) * 3, (0x4D,) * 3),
+        ("int.tif", Image.fromarray(np.full((8, 8), 0x4D12, np.int32)), {}, (0x4D,) * 3, (0x4D,) * 3),
+        ("ink.tif", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {}, (255, 0, 0), (255, 0, 0)),
+        ("ink.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {"quality": 100}, (254, 0, 0), (254, 0, 0)),
+        ("lossless.webp", Image.new("RGB", (8, 8), RED), {"lossless": True}, RED, RED),
+        ("plain.ppm", Image.new("RGB", (8, 8), RED), {}, RED, RED),
+        ("plain.bmp", Image.new("RGB", (8, 8), RED), {}, RED, RED),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, name, image, options, left, right, size):
+    pixels = decode(save(image, tmp_path / name, **options), size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels[:, 0].astype(int) - left).max() <= 1
+    assert np.abs(pixels[:, -1].astype(int) - right).max() <= 1
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    upright = Image.new("RGB", (40, 20), "white")
+    upright.paste((0, 0, 0), (0, 0, 20, 20))  # black on the left
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # "turn by 90° clockwise to see it"
+    pixels = decode(save(turned, tmp_path / "a.jpg", exif=exif, quality=100), 8)
+    assert pixels[:, 1].max() < 30
+    assert pixels[:, -2].min() > 225
+
+
+def test_broken_exif_is_no_reason_to_lose_a_picture(tmp_path):
+    file = save(Image.new("RGB", (8, 8), RED), tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode(file, 8).shape == (8, 8, 3)
+
+
+def test_resized_to_the_square_with_antialiasing(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    file = save(Image.fromarray(noise), tmp_path / "a.png")
+    expected = Image.fromarray(noise).resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(decode(file, 16), np.asarray(expected))
+    assert decode(file, 16).std() < 30 < noise.std()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three sound pictures among files that cannot be read."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in (1, 2, 3):
+        noise = np.random.default_rng(number).integers(0, 256, (50, 50, 3), np.uint8)
+        save(Image.fromarray(noise), root / f"{number}.jpg", quality=95)
+        save(Image.fromarray(noise), root / f"{number}.png")
+    for name in ("2.jpg", "3.png"):
+        whole = (root / name).read_bytes()
+        (root / name).write_bytes(whole[: len(whole) // 2])
+    (root / "text.jpg").write_text("no picture at all")
+    (root / "empty.jpg").touch()
+    (root / "program.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    small = (root / "1.png").read_bytes()  # its header then says 20,000 × 20,000 pixels
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + small[24:29]
+    (root / "huge.png").write_bytes(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:])
+    return root
+
+
+NAMES = ["1.jpg", "1.png", "2.jpg", "2.png", "3.jpg", "3.png", "empty.jpg", "gone.jpg", "huge.png", "program.jpg", "text.jpg"]
+
+
+def test_unreadable_files_are_named_with_a_reason_and_left_out(tmp_path, folder):
+    store = open_store(folder, NAMES, 16, tmp_path / "cache")
+    assert [NAMES[number] for number in store.readable] == ["1.jpg", "1.png", "2.png", "3.jpg"]
+    reasons = dict(store.skipped)
+    assert list(reasons) == ["2.jpg", "3.png", "empty.jpg", "gone.jpg", "huge.png", "program.jpg", "text.jpg"]
+    assert "truncated" in reasons["2.jpg"]
+    assert "cannot identify" in reasons["program.jpg"]
+    assert "No such file" in reasons["gone.jpg"]
+    assert "400000000 pixels" in reasons["huge.png"]
+    for row, number in enumerate(store.readable):
+        assert np.array_equal(store.read(np.array([row]))[0], decode(folder / NAMES[number], 16))
+
+
+def test_on_the_fly_gives_the_same_pixels_names_and_digests(tmp_path, folder):
+    stored = open_store(folder, NAMES, 16, tmp_path / "cache")
+    direct = open_store(folder, NAMES, 16, tmp_path / "none", use_store=False)
+    assert not (tmp_path / "none").exists()
+    assert direct.pixels is None
+    rows = np.array([2, 0, 3, 1])
+    assert np.array_equal(stored.read(rows), direct.read(rows))
+    assert stored.skipped == direct.skipped
+    assert np.array_equal(stored.digests, direct.digests)
+
+
+def test_digests_tell_same_pixels_from_others(tmp_path, folder):
+    shutil.copy(folder / "1.png", folder / "copy.png")
+    digests = open_store(folder, ["1.jpg", "1.png", "copy.png"], 16, tmp_path / "cache").digests
+    assert np.array_equal(digests[1], digests[2])
+    assert not np.array_equal(digests[0], digests[1])
+
+
+def forbid(*args, **kwargs):
+    raise AssertionError("decoded again")
+
+
+def test_a_store_is_reused_until_files_or_size_change(tmp_path, folder, monkeypatch):
+    names, cache = ["1.jpg", "1.png"], tmp_path / "cache"
+    first = open_store(folder, names, 16, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(data.store, "decode", forbid)
+        assert np.array_equal(open_store(folder, names, 16, cache).pixels, first.pixels)
+    assert open_store(folder, names, 8, cache).pixels.shape == (2, 8, 8, 3)
+    save(Image.new("RGB", (50, 50), RED), folder / "1.png")
+    assert np.abs(open_store(folder, names, 16, cache).pixels[1].astype(int) - RED).max() <= 1
+
+
+def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
+    """As after a chmod: neither its size nor its time says that it changed."""
+    file, cache = folder / "1.jpg", tmp_path / "cache"
+    whole, status = file.read_bytes(), file.stat()
+    for content, readable in ((b"??" + whole[2:], 1), (whole, 2)):
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert len(open_store(folder, ["1.jpg", "1.png"], 16, cache).readable) == readable
+
+
+def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
+    stores = []
+
+    def build():
+        stores.append(open_store(folder, NAMES, 16, tmp_path / "cache"))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4
+    assert all(np.array_equal(store.pixels, stores[0].pixels) for store in stores)
+    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import data.store
+whole = data.store.decode
+def decode(file, size):
+    if file.name == "2.png":
+        os.kill(os.getpid(), int(sys.argv[3]))
+    return whole(file, size)
+data.store.decode = decode
+data.store.open_store(Path(sys.argv[1]), sorted(os.listdir(sys.argv[1])), 16, Path(sys.argv[2]), workers=1)
+"""
+
+
+def test_a_killed_build_leaves_no_half_store(tmp_path, folder):
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", KILLED, folder, cache, str(int(signal.SIGKILL))]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert [path.name[:7] for path in (cache / "stores").iterdir()] == [".draft-"]
+    assert len(open_store(folder, NAMES, 16, cache).readable) == 4
+    (draft,) = (cache / "stores").glob(".draft-*")
+    for path in (*draft.iterdir(), draft):
+        os.utime(path, (0, 0))
+    open_store(folder, NAMES, 8, cache)
+    assert not draft.exists()
+
+
+def test_without_room_it_decodes_on_the_fly_and_says_so(tmp_path, folder, monkeypatch, caplog):
+    usage = namedtuple("usage", "total used free")(10, 10, 0)
+    monkeypatch.setattr(data.store.shutil, "disk_usage", lambda path: usage)
+    store = open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache")
+    assert store.pixels is None
+    assert store.read(np.array([1])).shape == (1, 16, 16, 3)
+    assert "decoding on the fly" in caplog.text
+
+
+def test_a_disk_that_fills_up_on_the_way_is_no_error_either(tmp_path, folder, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.store.np, "savez", full)
+    assert open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache").pixels is None
+    assert "No space left on device" in caplog.text
+    assert not list((tmp_path / "cache" / "stores").iterdir())
+
+
+def test_a_picture_that_vanishes_later_is_named(tmp_path, folder):
+    store = open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache", use_store=False)
+    (folder / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png can no longer be read"):
+        store.read(np.array([0, 1]))
+
+
+def test_map_ahead_keeps_the_order_and_stays_only_so_far_ahead():
+    from concurrent.futures import ThreadPoolExecutor
+
+    taken = []
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(4) as pool:
+        results = map_ahead(pool, lambda number: number * number, items(), ahead=5)
+        assert next(results) == 0
+        assert len(taken) <= 6
+        assert list(results) == [number * number for number in range(1, 20)]
+
+
+@pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
+def test_real_pictures_of_every_mode(tmp_path):
+    paths = sorted(str(path.relative_to(CLIPART)) for path in CLIPART.rglob("*.png"))
+    store = open_store(CLIPART, paths, 32, tmp_path / "cache")
+    assert len(paths) > 600
+    assert store.skipped == []
+    assert store.pixels.shape == (len(paths), 32, 32, 3)
+    modes = {Image.open(CLIPART / path).mode for path in paths}
+    assert len(modes) >= 3
+    corners = store.pixels[:, 0, 0]
+    assert np.mean(np.all(corners == 255, axis=1)) > 0.5  # what is transparent there became white, not black
+
+
+def test_skipped_files_are_written_and_read_back(tmp_path):
+    rows = [('a, "b".jpg', "broken, badly"), ("n\udcff.jpg", "x")]
+    data.store.write_skipped(tmp_path / "skipped.csv", rows)
+    assert read_skipped(tmp_path / "skipped.csv") == rows

@@ -1,0 +1,96 @@
+from functools import partial
+
+import pytest
+import torch
+from ignite.engine import Events
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch import nn
+from torch.nn import functional
+
+from engine.criterion import LabelSmoothingLoss
+from engine.evaluator import create_evaluator
+from engine.trainer import attach_training_metrics, create_trainer
+
+CPU = torch.device("cpu")
+FP32 = partial(torch.autocast, "cpu", enabled=False)
+
+
+def toy(classes=4, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, classes))
+
+
+def batches(count, classes=4, size=8, last=5):
+    generator = torch.Generator().manual_seed(1)
+    sizes = [size] * (count - 1) + [last]
+    return [
+        (i, torch.randint(256, (n, 2, 2, 3), dtype=torch.uint8, generator=generator), torch.randint(classes, (n,), generator=generator))
+        for i, n in enumerate(sizes)
+    ]
+
+
+def transform(images, iteration=0):
+    return images.float() / 255 + 0.01 * iteration
+
+
+def trainer_of(model, optimizer, criterion):
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return create_trainer(model, optimizer, criterion, transform, FP32, scaler, CPU)
+
+
+def test_the_step_is_that_of_a_plain_loop():
+    data, criterion = batches(6), LabelSmoothingLoss(0.1, 4)
+    options = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    model, plain = toy(), toy()
+    trainer_of(model, torch.optim.SGD(model.parameters(), **options), criterion).run(data)
+    optimizer = torch.optim.SGD(plain.parameters(), **options)
+    for iteration, images, labels in data:
+        loss = criterion(plain(transform(images, iteration)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for one, other in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_training_metrics_are_the_epochs_means_over_pictures():
+    model, data, seen = toy(), batches(3), []
+    trainer = trainer_of(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    attach_training_metrics(trainer, 3, CPU)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(trainer.state.output))
+    trainer.run(data, max_epochs=2)
+    logits, labels = (torch.cat([output[key] for output in seen[3:]]) for key in ("logits", "labels"))
+    assert trainer.state.metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert trainer.state.metrics["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 7])
+def test_evaluation_agrees_with_scikit_learn(classes):
+    model, data = toy(classes), batches(5, classes)
+    criterion = LabelSmoothingLoss(0.2, classes)
+    evaluator = create_evaluator(model, criterion, transform, FP32, CPU, classes)
+    metrics = evaluator.run(data).metrics
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(transform(images)) for _, images, _ in data])
+    labels = torch.cat([labels for _, _, labels in data])
+    every = list(range(classes))
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    if classes > 5:
+        assert metrics["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=every))
+    else:
+        assert metrics["top5"] == 1
+    assert metrics["nll"] == pytest.approx(log_loss(labels, logits.double().softmax(1), labels=every), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(criterion(logits, labels).item(), rel=1e-5)
+
+
+def test_evaluation_changes_nothing_and_training_goes_on_in_training_mode():
+    model, data = toy(), batches(3)
+    evaluator = create_evaluator(model, nn.CrossEntropyLoss(), transform, FP32, CPU, 4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    evaluator.run(data)
+    assert not model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    trainer = trainer_of(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    trainer.run(data)
+    assert model.training
