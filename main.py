@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from engine.rundir import RunDir
 
 RUNS = Path("runs")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "plumage")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "plumage")
 
 
 class LearningRate(click.ParamType):
@@ -51,7 +54,10 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
         click.option(
-            "--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder for decoded pictures and data."
+            "--cache",
+            type=click.Path(path_type=Path),
+            default=cache_folder,
+            help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
         ),
         click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
         click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),

@@ -55,6 +55,8 @@ def locate(data: str, cache: Path, workers: int | None = None) -> Path:
     if data in ("birds", "cub200"):
         if Path(data).is_dir():
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
+        if data == "cub200":
+            log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
         return built_in_birds(cache, workers) if data == "birds" else fetch_cub200(cache)
     folder = Path(data)
     if not folder.is_dir():

@@ -80,7 +80,7 @@ def open_store(
     workers = workers or usable_cores()
     files = [root / path for path in paths]
     if use_store:
-        home = cache / "stores" / f"{root.resolve().name}-{size}px-{_key(root, files, size)}"
+        home = cache / "stores" / f"{root.resolve().name}-{size}px-{_key(root, paths, size)}"
         try:
             # What could not be read is tried again, since a changed permission does not change a file's time.
             if home.is_dir() and not any(
@@ -150,7 +150,7 @@ def usable_cores() -> int:
 
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        csv.writer(handle).writerows([("path", "reason"), *skipped])
+        csv.writer(handle, lineterminator="\n").writerows([("path", "reason"), *skipped])
 
 
 def read_skipped(file: Path) -> list[tuple[str, str]]:
@@ -162,13 +162,13 @@ def _is_readable(file: Path, size: int) -> bool:
     return not isinstance(decode_or_reason(file, size), str)
 
 
-def _key(root: Path, files: list[Path], size: int) -> str:
+def _key(root: Path, paths: list[str], size: int) -> str:
     about = f"{DECODER} {PIL.__version__} {size} {root.resolve()}"
     key = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
-    for file in files:
-        key.update(f"\n{file}".encode(errors="surrogateescape"))
+    for path in paths:
+        key.update(f"\n{path}".encode(errors="surrogateescape"))
         with suppress(OSError):  # a file that is gone shows when it is decoded
-            status = file.stat()
+            status = (root / path).stat()
             key.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return key.hexdigest()
 

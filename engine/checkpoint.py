@@ -41,7 +41,8 @@ class TrainingState:
         """From a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty where training was in another precision
+            self.scaler.load_state_dict(content["scaler"])
         for name, metric in self.metrics.items():
             metric.load_state_dict(content["metrics"][name])
         self.trainer.load_state_dict(content["trainer"])

@@ -140,7 +140,10 @@ def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
         run.keep_history(0)
         return
     content = load_file(run.last, device)
-    state.restore(content)
+    try:
+        state.restore(content)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{run.last} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
     epochs, inside = divmod(state.trainer.state.iteration, content["trainer"]["epoch_length"])
     unrecorded = not inside and not content["epoch_done"]
     run.keep_history(epochs - unrecorded)

@@ -14,7 +14,8 @@ import main
 ROOT = Path(main.__file__).parent
 CLIPART = ROOT.parent / "shared" / "data" / "clipart"
 # A training of seconds: a small network on small pictures, in a precision that every machine has.
-TINY = "--model resnet18 --weights none --resize 36 --crop 32 --batch-size 8 --lr 0.05 --precision fp32 --device cpu".split()
+TINY = ["--model", "resnet18", "--weights", "none", "--resize", "36", "--crop", "32", "--batch-size", "8"]
+TINY += ["--lr", "0.05", "--precision", "fp32", "--device", "cpu"]
 COLOURS = {"red apple": (200, 40, 40), "green, sour": (40, 180, 60), "blaue Beere": (40, 60, 200)}
 
 
@@ -49,7 +50,7 @@ def plumage(
 ) -> Callable[..., tuple[int, str, str]]:
     """``python main.py ARGUMENT…`` in this process, in ``tmp_path``: its exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         command = [str(argument) for argument in arguments]
@@ -71,6 +72,8 @@ def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
         command = [sys.executable, ROOT / "main.py", *arguments]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "xdg")}
         pipe = subprocess.PIPE
-        return subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=environment, text=True, stdout=pipe, stderr=pipe)
+        return subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, text=True, stdout=pipe, stderr=pipe
+        )
 
     return call

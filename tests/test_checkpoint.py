@@ -17,7 +17,9 @@ def test_a_save_replaces_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch, error):
     file = tmp_path / "last.pt"
     save_checkpoint(file, {"value": 1})

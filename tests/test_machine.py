@@ -31,7 +31,13 @@ def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, device, fe
 
 @pytest.mark.parametrize(
     ("device", "as_trained", "precision"),
-    [(CPU, "fp32", "fp32"), (CPU, "bf16", "bf16"), (CPU, "fp16", "fp32"), (CUDA, "fp16", "fp16"), (CPU, "auto", "fp32")],
+    [
+        (CPU, "fp32", "fp32"),
+        (CPU, "bf16", "bf16"),
+        (CPU, "fp16", "fp32"),
+        (CUDA, "fp16", "fp16"),
+        (CPU, "auto", "fp32"),
+    ],
 )
 def test_evaluation_takes_the_precision_of_the_training_where_it_can(monkeypatch, device, as_trained, precision):
     hardware(monkeypatch, cuda_bf16=True)

@@ -93,7 +93,9 @@ def test_is_read_back_as_written(tmp_path):
     assert Recipe.load(tmp_path / "recipe.json") == recipe
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"epochs": "many"}', '{"epochs": true}', '{"unheard_of": 1}', '{"crop": 9999}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"epochs": "many"}', '{"epochs": true}', '{"unheard_of": 1}', '{"crop": 9999}']
+)
 def test_a_recipe_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(UserError, match=r"recipe\.json"):
@@ -104,7 +106,10 @@ def test_contradictions_are_the_options_that_differ():
     recipe = Recipe.create({"data": "cub200", "epochs": 10})
     assert recipe.contradictions({}) == []
     assert recipe.contradictions({"epochs": 10, "lr": "auto", "data": "cub200"}) == []
-    assert recipe.contradictions({"epochs": 20, "smoothing": 0.1, "seed": 1}) == ["--epochs 20 (was 10)", "--seed 1 (was 0)"]
+    assert recipe.contradictions({"epochs": 20, "smoothing": 0.1, "seed": 1}) == [
+        "--epochs 20 (was 10)",
+        "--seed 1 (was 0)",
+    ]
 
 
 def test_every_option_has_a_help_text():

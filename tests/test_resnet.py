@@ -8,7 +8,7 @@ from models.resnet import build_model
 
 def test_is_torchvisions_resnet50_with_another_head():
     model = build_model("resnet50", 7)
-    assert {key for key in model.state_dict()} == {key for key in resnet50().state_dict()}
+    assert model.state_dict().keys() == resnet50().state_dict().keys()
     assert sum(parameter.numel() for parameter in build_model("resnet50", 1000).parameters()) == 25_557_032
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
@@ -22,7 +22,9 @@ def test_a_seed_gives_one_network_in_channels_last():
     assert one.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("name", "block", "last", "count"), [("resnet50", Bottleneck, "bn3", 16), ("resnet18", BasicBlock, "bn2", 8)])
+@pytest.mark.parametrize(
+    ("name", "block", "last", "count"), [("resnet50", Bottleneck, "bn3", 16), ("resnet18", BasicBlock, "bn2", 8)]
+)
 def test_zero_gamma_makes_each_block_the_identity(name, block, last, count):
     for zero_gamma in (True, False):
         model = build_model(name, 4, zero_gamma)

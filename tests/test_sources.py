@@ -36,11 +36,25 @@ def test_class_folders(tmp_path):
 
 def test_what_is_no_picture_is_ignored_with_one_notice(tmp_path, caplog):
     caplog.set_level("INFO", "plumage")
-    touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/notes.txt", "b/Thumbs.db", "b/._1.jpg", ".ipynb_checkpoints/1.jpg", "labels.csv")
+    touch(
+        tmp_path,
+        "a/1.jpg",
+        "b/1.jpg",
+        "b/notes.txt",
+        "b/Thumbs.db",
+        "b/._1.jpg",
+        ".ipynb_checkpoints/1.jpg",
+        "labels.csv",
+    )
     (tmp_path / "empty").mkdir()
     assert [path for path, _, _ in listed(tmp_path)] == ["a/1.jpg", "b/1.jpg"]
     assert len(caplog.messages) == 1
-    for part in ("2 files that are not pictures", "2 hidden files or folders", "the empty class empty", "files outside the class folders"):
+    for part in (
+        "2 files that are not pictures",
+        "2 hidden files or folders",
+        "the empty class empty",
+        "files outside the class folders",
+    ):
         assert part in caplog.messages[0]
 
 

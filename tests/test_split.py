@@ -39,7 +39,7 @@ def test_eight_to_two_by_hand():
 
 
 def test_is_read_back_as_written(tmp_path):
-    paths = ['a, "b"/1.jpg', "a, \"b\"/line\nbreak.jpg", "naïve/\udcff.jpg"]
+    paths = ['a, "b"/1.jpg', 'a, "b"/line\nbreak.jpg', "naïve/\udcff.jpg"]
     for path in paths:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).touch()
@@ -53,7 +53,14 @@ def test_is_read_back_as_written(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["../secret.jpg,a,train", "/etc/passwd,a,train", "a/1.jpg,unknown,train", "a/1.jpg,a,test", "a/1.jpg,a", "gone.jpg,a,val"],
+    [
+        "../secret.jpg,a,train",
+        "/etc/passwd,a,train",
+        "a/1.jpg,unknown,train",
+        "a/1.jpg,a,test",
+        "a/1.jpg,a",
+        "gone.jpg,a,val",
+    ],
 )
 def test_a_line_that_is_not_sound_is_refused(tmp_path, line):
     (tmp_path / "split.csv").write_text(f"path,label,split\n{line}\n")

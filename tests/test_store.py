@@ -6,6 +6,7 @@ import sys
 import threading
 import zlib
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,19 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-NAMES = ["1.jpg", "1.png", "2.jpg", "2.png", "3.jpg", "3.png", "empty.jpg", "gone.jpg", "huge.png", "program.jpg", "text.jpg"]
+NAMES = [
+    "1.jpg",
+    "1.png",
+    "2.jpg",
+    "2.png",
+    "3.jpg",
+    "3.png",
+    "empty.jpg",
+    "gone.jpg",
+    "huge.png",
+    "program.jpg",
+    "text.jpg",
+]
 
 
 def test_unreadable_files_are_named_with_a_reason_and_left_out(tmp_path, folder):
@@ -237,8 +250,6 @@ def test_a_picture_that_vanishes_later_is_named(tmp_path, folder):
 
 
 def test_map_ahead_keeps_the_order_and_stays_only_so_far_ahead():
-    from concurrent.futures import ThreadPoolExecutor
-
     taken = []
 
     def items():

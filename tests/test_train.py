@@ -19,7 +19,14 @@ from errors import Stopped
 
 
 def tiny_network(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
 
 
 @pytest.fixture
@@ -27,7 +34,15 @@ def tiny(monkeypatch, tmp_path, photos):
     """A recipe, a machine, and a function that trains into a folder and stops at the n-th look at the signals."""
     for module in (engine.train, engine.evaluate):
         monkeypatch.setattr(module, "build_model", tiny_network)
-    options = {"weights": "none", "resize": 20, "crop": 16, "batch_size": 8, "epochs": 3, "lr": 0.1, "val_fraction": 0.4}
+    options = {
+        "weights": "none",
+        "resize": 20,
+        "crop": 16,
+        "batch_size": 8,
+        "epochs": 3,
+        "lr": 0.1,
+        "val_fraction": 0.4,
+    }
     recipe = Recipe.create({"data": str(photos), **options})
     machine = Machine.choose("cpu", "fp32", compile=False, cache=tmp_path / "cache", no_cache=False, workers=1)
 
@@ -58,7 +73,9 @@ def tiny(monkeypatch, tmp_path, photos):
 
 def result(run: RunDir):
     """Everything that must not depend on stops: history without times, checkpoints' content."""
-    rows = [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in run.history]
+    rows = [
+        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in run.history
+    ]
     return rows, *(torch.load(file, weights_only=True) for file in (run.last, run.best))
 
 
@@ -71,7 +88,9 @@ def flat(content):
 
 
 # An epoch looks at the signals after each of its 3 steps (18 pictures in eights) and of its 2 validation batches.
-@pytest.mark.parametrize("looks", [(1,), (2,), (3,), (4,), (5,), (6,), (8,), (9,), (10,), (13,), (14,), (15,), (3, 1, 1, 4, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "looks", [(1,), (2,), (3,), (4,), (5,), (6,), (8,), (9,), (10,), (13,), (14,), (15,), (3, 1, 1, 4, 2), (4, 1)]
+)
 def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tmp_path, looks):
     _, _, call = tiny
     whole = call(tmp_path / "whole")
@@ -121,7 +140,9 @@ def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tmp_path, checkp
     assert {f"val_{name}": numbers[name] for name in ("accuracy", "top5", "loss", "nll")} == {
         name: row[name] for name in ("val_accuracy", "val_top5", "val_loss", "val_nll")
     }
-    assert {**numbers, **json.loads((run.path / "eval-val.json").read_text())} == json.loads((run.path / "eval-val.json").read_text())
+    assert {**numbers, **json.loads((run.path / "eval-val.json").read_text())} == json.loads(
+        (run.path / "eval-val.json").read_text()
+    )
 
 
 def test_the_seed_decides_everything(tiny, tmp_path):

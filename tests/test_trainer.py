@@ -17,14 +17,20 @@ FP32 = partial(torch.autocast, "cpu", enabled=False)
 
 def toy(classes=4, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, classes)
+    )
 
 
 def batches(count, classes=4, size=8, last=5):
     generator = torch.Generator().manual_seed(1)
     sizes = [size] * (count - 1) + [last]
     return [
-        (i, torch.randint(256, (n, 2, 2, 3), dtype=torch.uint8, generator=generator), torch.randint(classes, (n,), generator=generator))
+        (
+            i,
+            torch.randint(256, (n, 2, 2, 3), dtype=torch.uint8, generator=generator),
+            torch.randint(classes, (n,), generator=generator),
+        )
         for i, n in enumerate(sizes)
     ]
 

@@ -1,0 +1,384 @@
+"""The real commands, end to end."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLIPART, TINY
+from PIL import Image
+
+FILES = {
+    "recipe.json",
+    "environment.json",
+    "classes.json",
+    "split.csv",
+    "history.jsonl",
+    "skipped.csv",
+    "checkpoints",
+    "eval-val.json",
+    "eval-val.npz",
+}
+
+
+def test_train_then_eval_as_a_newcomer_types_them(start, photos, tmp_path):
+    train = start("train", "--data", photos, *TINY, "--zero-gamma", "--epochs", "5", "--smoothing", "0.1")
+    out, err = train.communicate()
+    assert train.returncode == 0, err
+    run = tmp_path / "runs" / f"{photos.name}-1"
+    assert out.count("epoch ") == 6  # five lines that stay, and the best
+    assert "preset finetune" in err
+    assert "24 training and 6 validation pictures" in err
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    best = max(history, key=lambda row: row["val_accuracy"])
+    assert best["val_accuracy"] > 0.6
+
+    evaluation = start("eval", "--json")
+    out, err = evaluation.communicate()
+    assert evaluation.returncode == 0, err
+    assert json.loads(out) == {
+        "split": "val",
+        "n": 6,
+        **{name: best[f"val_{name}"] for name in ("accuracy", "top5", "loss", "nll")},
+    }
+    assert {path.name for path in run.iterdir()} == FILES
+    assert json.loads((run / "classes.json").read_text()) == sorted(path.name for path in photos.iterdir())
+    for name in ("best", "last"):
+        content = torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
+        assert content["model"]["fc.weight"].shape == (3, 512)
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["precision"] == "fp32"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture
+def trained(template, photos, plumage, tmp_path):
+    """A finished run of two epochs, trained once and copied for each test."""
+    run = tmp_path / "runs" / f"{photos.name}-1"
+    if not (template / "runs").exists():
+        code, _, err = plumage("train", "--data", photos, *TINY, "--epochs", "2")
+        assert code == 0, err
+        shutil.copytree(tmp_path / "runs", template / "runs")
+    else:
+        shutil.copytree(template / "runs", tmp_path / "runs")
+        recipe = json.loads((run / "recipe.json").read_text())
+        (run / "recipe.json").write_text(json.dumps({**recipe, "data": str(photos)}))
+    return run
+
+
+def test_evaluation_of_the_splits(trained, plumage):
+    values = {}
+    for split in ("val", "train", "all"):
+        code, out, _ = plumage("eval", "--split", split, "--json")
+        assert code == 0
+        values[split] = json.loads(out)
+        arrays = np.load(trained / f"eval-{split}.npz")
+        assert arrays["logits"].shape == (values[split]["n"], 3)
+        assert np.mean(arrays["logits"].argmax(1) == arrays["labels"]) == pytest.approx(values[split]["accuracy"])
+    assert [values[split]["n"] for split in ("val", "train", "all")] == [6, 24, 30]
+    right = {split: value["accuracy"] * value["n"] for split, value in values.items()}
+    assert right["all"] == pytest.approx(right["val"] + right["train"])
+    lines = (trained / "split.csv").read_text().splitlines()[1:]
+    val = np.load(trained / "eval-val.npz")
+    assert val["indices"].tolist() == [row for row, line in enumerate(lines) if line.endswith(",val")]
+
+
+def test_evaluation_in_words(trained, plumage):
+    code, out, _ = plumage("eval", "--run", trained)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["accuracy", "top5", "loss", "nll"]
+
+
+def test_another_folder_is_matched_by_class_name(trained, plumage, photos, tmp_path):
+    other = tmp_path / "others"
+    shutil.copytree(photos / "red apple", other / "red apple")
+    code, out, _ = plumage("eval", "--data", other, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert (result["split"], result["n"]) == ("all", 10)
+    assert set(np.load(trained / "eval-others-all.npz")["labels"]) == {2}
+    shutil.copytree(photos / "red apple", other / "pear")
+    code, _, err = plumage("eval", "--data", other)
+    assert code == 2
+    assert "not trained on pear" in err
+
+
+def test_pictures_that_were_moved_are_evaluated_in_their_new_place(trained, plumage, photos, tmp_path):
+    _, before, _ = plumage("eval", "--json")
+    photos.rename(tmp_path / "moved")
+    code, _, err = plumage("eval")
+    assert (code, "does not exist" in err) == (2, True)
+    assert plumage("eval", "--data", tmp_path / "moved", "--split", "val", "--json")[:2] == (0, before)
+
+
+def test_files_added_later_do_not_change_the_run(trained, plumage, photos):
+    _, before, _ = plumage("eval", "--json")
+    shutil.copy(photos / "red apple" / "0.jpg", photos / "red apple" / "new.jpg")
+    assert plumage("eval", "--json")[1] == before
+
+
+def test_a_folder_with_its_own_split_keeps_it(plumage, photos, tmp_path):
+    root = tmp_path / "own"
+    for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        side = "train" if index % 3 else "valid"
+        (root / side / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / side / path.parent.name)
+    code, _, err = plumage("train", "--data", root, *TINY, "--epochs", "1", "--no-cache", "--run", tmp_path / "r")
+    assert code == 0, err
+    with (tmp_path / "r" / "split.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["split"] == "train" for row in rows] == [row["path"].startswith("train/") for row in rows]
+    assert sum(row["split"] == "val" for row in rows) == 10
+
+
+def test_unreadable_pictures_are_named_and_left_out_and_copies_warned_of(plumage, photos, tmp_path):
+    broken = photos / "red apple" / "broken, half.jpg"
+    broken.write_bytes((photos / "red apple" / "0.jpg").read_bytes()[:300])
+    for number in range(10, 30):
+        shutil.copy(photos / "red apple" / "0.jpg", photos / "red apple" / f"{number}.jpg")
+    code, _, err = plumage("train", "--data", photos, *TINY, "--epochs", "1", "--run", tmp_path / "r")
+    assert code == 0, err
+    assert "1 of 51 pictures cannot be read" in err
+    assert "pixel for pixel" in err
+    assert (tmp_path / "r" / "skipped.csv").read_text().splitlines()[1].startswith('"red apple/broken, half.jpg",')
+    assert "broken" not in (tmp_path / "r" / "split.csv").read_text()
+    assert plumage("eval", "--run", tmp_path / "r")[0] == 0
+
+
+def end(start, photos, run, number, *options):
+    """Start a training, send it a signal when its second epoch is over, and return its exit code."""
+    process = start("train", "--data", photos, *TINY, "--epochs", "6", "--run", run, *options)
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=lambda x: str(int(x)),
+)
+def test_a_run_that_was_ended_goes_on_to_the_same_weights(start, plumage, photos, tmp_path, number, code):
+    assert end(start, photos, tmp_path / "stopped", number) == code
+    options = ["train", "--data", photos, *TINY, "--epochs", "6", "--resume"]
+    assert plumage(*options, "--run", tmp_path / "stopped")[0] == 0
+    assert plumage(*options, "--run", tmp_path / "whole")[0] == 0
+    one, other = (torch.load(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("stopped", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_divergence_ends_with_its_own_code_and_keeps_nothing_bad(plumage, photos, tmp_path):
+    options = [*TINY, "--lr", "1e30", "--epochs", "4"]
+    code, _, err = plumage("train", "--data", photos, *options, "--run", tmp_path / "r")
+    assert code == 3
+    assert err.splitlines()[-1].startswith("error: the loss is")
+    assert not (tmp_path / "r" / "checkpoints" / "last.pt").exists()
+
+
+def one_line(err):
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    return len(errors) == 1 and err.splitlines()[-1] == errors[0] and "Traceback" not in err
+
+
+BAD_DATA = {
+    "no such folder": (lambda root: None, "does not exist"),
+    "no images": (lambda root: root.mkdir(), "no pictures"),
+    "one class": (lambda root: picture(root / "a" / "1.png", root / "a" / "2.png"), "only one class"),
+    "a class with one image": (
+        lambda root: picture(*(root / "a" / f"{i}.png" for i in range(4)), root / "b" / "1.png"),
+        "one readable picture",
+    ),
+    "mostly unreadable": (
+        lambda root: (
+            picture(root / "a" / "1.png", root / "b" / "1.png"),
+            text(*(root / "b" / f"{i}.jpg" for i in range(5))),
+        ),
+        "5 of 7 pictures cannot be read",
+    ),
+    "a class left with none": (
+        lambda root: (picture(*(root / "a" / f"{i}.png" for i in range(4))), text(root / "b" / "1.png")),
+        "no readable picture of b",
+    ),
+    "too little to validate": (
+        lambda root: picture(
+            *(root / "train" / k / f"{i}.png" for i in range(3) for k in "ab"), root / "val" / "a" / "1.png"
+        ),
+        "two to validate",
+    ),
+}
+
+
+def picture(*files):
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(file)
+
+
+def text(*files):
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("no picture")
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_one_line_and_leaves_nothing_behind(plumage, tmp_path, case):
+    make, says = BAD_DATA[case]
+    make(tmp_path / "bad data")
+    code, out, err = plumage("train", "--data", tmp_path / "bad data", *TINY, "--run", tmp_path / "r")
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert says in err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--smoothing", "1.0"], "--smoothing"),
+        (["--smoothing", "-0.1"], "--smoothing"),
+        (["--smoothing", "0.7"], "--smoothing"),  # with three classes at most 2/3
+        (["--smoothing", "much"], "--smoothing"),
+        (["--crop", "40", "--resize", "36"], "--crop"),
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "-3"], "--epochs"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "-8"], "--batch-size"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "-0.1"], "--lr"),
+        (["--lr", "fast"], "--lr"),
+        (["--preset", "turbo"], "--preset"),
+        (["--model", "vgg"], "--model"),
+        (["--weights", "nowhere.pth"], "--weights"),
+        (["--device", "tpu"], "--device"),
+        (["--precision", "fp16"], "--precision"),
+        (["--workers", "0"], "--workers"),
+        (["--zero-gamma", "--weights", "imagenet"], "--zero-gamma"),
+        (["--no-such-option"], "--no-such-option"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(plumage, photos, tmp_path, options, names):
+    code, out, err = plumage("train", "--data", photos, *TINY, *options, "--run", tmp_path / "r")
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert names in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_batch_larger_than_the_training_set_takes_what_there_is(plumage, photos, tmp_path):
+    code, _, err = plumage(
+        "train", "--data", photos, *TINY, "--batch-size", "64", "--epochs", "1", "--run", tmp_path / "r"
+    )
+    assert code == 0
+    assert "24 training pictures that there are" in err
+
+
+def test_a_run_that_exists_is_not_touched(trained, plumage, photos):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    code, _, err = plumage("train", "--data", photos, *TINY, "--run", trained)
+    assert code == 2
+    assert one_line(err)
+    assert "--resume" in err
+    code, _, err = plumage("train", "--data", photos, "--epochs", "9", "--resume", "--run", trained)
+    assert code == 2
+    assert "--epochs 9 (was 2)" in err
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+
+
+def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, plumage, photos, tmp_path):
+    code, _, err = plumage("train", "--data", photos, "--resume")
+    assert code == 0
+    assert "all 2 epochs are done" in err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
+
+
+def test_the_next_run_gets_the_next_number(trained, plumage, photos, tmp_path):
+    assert plumage("train", "--data", photos, *TINY, "--epochs", "1")[0] == 0
+    assert (tmp_path / "runs" / f"{photos.name}-2" / "history.jsonl").exists()
+
+
+def test_a_run_directory_that_cannot_be_written(plumage, photos, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = plumage("train", "--data", photos, *TINY, "--run", tmp_path / "file" / "run")
+    assert code == 2
+    assert one_line(err)
+    assert "--run" in err
+
+
+def test_eval_without_a_run(plumage, tmp_path):
+    for options in ([], ["--run", tmp_path / "none"]):
+        code, out, err = plumage("eval", *options)
+        assert (code, out) == (2, "")
+        assert one_line(err)
+        assert "run" in err
+
+
+@pytest.mark.parametrize("content", ["text", "truncated", "classes", "head", "absent"])
+def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
+    file, best = tmp_path / "c.pt", trained / "checkpoints" / "best.pt"
+    if content == "text":
+        file.write_text("no checkpoint")
+    elif content == "truncated":
+        file.write_bytes(best.read_bytes()[:100_000])
+    elif content != "absent":
+        saved = torch.load(best)
+        if content == "classes":
+            saved["classes"] = ["a", "b", "c", "d"]
+        else:
+            saved = {**saved["model"], "fc.weight": torch.zeros(4, 512), "fc.bias": torch.zeros(4)}
+        torch.save(saved, file)
+    code, out, err = plumage("eval", "--checkpoint", file)
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "c.pt" in err
+
+
+def test_a_checkpoint_elsewhere_and_a_bare_state_dict_do(trained, plumage, tmp_path):
+    _, expected, _ = plumage("eval", "--json")
+    best = trained / "checkpoints" / "best.pt"
+    torch.save(torch.load(best)["model"], tmp_path / "bare.pth")
+    shutil.copy(best, tmp_path / "copy.pt")
+    for name in ("bare.pth", "copy.pt"):
+        assert plumage("eval", "--checkpoint", tmp_path / name, "--json")[:2] == (0, expected)
+
+
+def test_a_picture_of_the_split_that_is_gone_is_named(trained, plumage, photos):
+    (photos / "red apple" / "3.jpg").unlink()
+    code, _, err = plumage("eval")
+    assert code == 2
+    assert "red apple/3.jpg" in err
+
+
+def test_without_a_command_there_is_one_line(plumage):
+    code, _, err = plumage()
+    assert code == 2
+    assert "--help" in err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"]])
+def test_help_needs_no_torch(start, command):
+    process = start(*command, "--help")
+    assert "--help" in process.communicate()[0]
+    imports = "import sys, main; sys.exit('torch' in sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", imports]) == 0
+
+
+@pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
+def test_real_pictures_train(plumage, tmp_path):
+    options = ["--weights", "none", "--model", "resnet18", "--resize", "32", "--crop", "32", "--epochs", "1"]
+    code, out, err = plumage("train", "--data", CLIPART / "labelled", *options, "--run", tmp_path / "r")
+    assert code == 0, err
+    assert "16 classes" in err
+    assert "epoch 1/1" in out
