@@ -68,7 +68,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def cli() -> None:
     """Fine-tune ResNet-50 on your own image classes.
 
@@ -164,7 +164,9 @@ def main() -> None:
         click.echo(f"error: {end}", err=True)
         sys.exit(end.exit_code)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
+        context = getattr(error, "ctx", None)
+        hint = f" See python {context.command_path} --help." if context else ""
+        click.echo(f"error: {error.format_message()}{hint}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)

@@ -73,7 +73,7 @@ class Recipe:
         if self.zero_gamma and self.weights != "none":
             raise UserError("--zero-gamma would undo pretrained weights: take it with --weights none, or leave it out")
         if self.warmup_epochs >= self.epochs:
-            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: must be fewer than --epochs {self.epochs}")
+            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: must be fewer than --epochs {self.epochs}; give both")
 
     @classmethod
     def create(cls, given: Mapping[str, Any]) -> "Recipe":
@@ -87,10 +87,7 @@ class Recipe:
         for name, named in (("data", ("birds", "cub200")), ("weights", ("imagenet", "imagenet-v2", "none"))):
             if name in values and values[name] not in named:
                 values[name] = str(Path(values[name]).expanduser().resolve())
-        recipe = cls(**values)
-        if Path(recipe.weights).is_absolute() and not Path(recipe.weights).is_file():
-            raise UserError(f"--weights {recipe.weights}: no such file; or one of imagenet, imagenet-v2, none")
-        return recipe
+        return cls(**values)
 
     @classmethod
     def load(cls, file: Path) -> "Recipe":

@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
 
 def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
     """The pictures of a new run, split; written down in its files."""
+    if Path(recipe.weights).is_absolute() and not Path(recipe.weights).is_file():
+        raise UserError(f"--weights {recipe.weights}: no such file; give one, or imagenet, imagenet-v2 or none")
     dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, **machine.files)
     classes = dataset.samples.classes
     if recipe.smoothing > (most := (len(classes) - 1) / len(classes)):

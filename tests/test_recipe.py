@@ -77,7 +77,6 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
         ("schedule", ["linear"]),
         ("model", ["vgg16"]),
         ("preset", ["fast"]),
-        ("weights", ["no-such-file.pth"]),
         ("zero_gamma", [True, 1]),
     ],
 )
