@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.birds import draw_birds
+from data.birds import DRAWING, draw_birds
 from errors import UserError
 
 log = logging.getLogger("plumage")
 
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -74,7 +74,7 @@ def list_samples(folder: Path, least_classes: int = 2) -> Samples:
 
 
 def built_in_birds(cache: Path, workers: int | None) -> Path:
-    folder = cache / "birds"
+    folder = cache / f"birds-v{DRAWING}"
     if not folder.is_dir():
         log.info(f"drawing the birds into {folder} (once)")
         cache.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,8 @@ def read_folders(folder: Path) -> Samples:
         parts = {"": ""}
     found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
     if ignored:
-        log.info(
-            f"{folder}: ignored "
-            + ", ".join(f"{count} {what}" if count > 1 else what for what, count in ignored.items())
-        )
+        what = [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
+        log.info(f"{folder}: ignored {some(what, 8)}")
     for part, members in found.items():
         if not members:
             raise UserError(_nothing_in(folder / parts[part]))
@@ -189,7 +187,7 @@ def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) ->
         elif _is_picture(entry.name):
             yield prefix + entry.name
         else:
-            ignored["files that are not pictures"] += 1
+            ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
 
 
 def _is_picture(name: str) -> bool:

@@ -32,7 +32,7 @@ B = TypeVar("B")
 
 # Named, so that no file is handed to a plug-in that starts another program (EPS does), whatever its suffix says.
 Image.init()
-FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"} & Image.OPEN.keys())
+FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"} & Image.OPEN.keys())
 DECODER = 1  # part of a store's key: raise it whenever the same file would decode to other pixels
 # Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000

@@ -73,7 +73,7 @@ class Recipe:
         if self.zero_gamma and self.weights != "none":
             raise UserError("--zero-gamma would undo pretrained weights: take it with --weights none, or leave it out")
         if self.warmup_epochs >= self.epochs:
-            raise UserError(f"--warmup-epochs {self.warmup_epochs:g}: must be fewer than --epochs {self.epochs}; give both")
+            raise UserError(f"--warmup-epochs {self.warmup_epochs:g} must be below --epochs {self.epochs}; give both")
 
     @classmethod
     def create(cls, given: Mapping[str, Any]) -> "Recipe":

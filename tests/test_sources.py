@@ -50,7 +50,8 @@ def test_what_is_no_picture_is_ignored_with_one_notice(tmp_path, caplog):
     assert [path for path, _, _ in listed(tmp_path)] == ["a/1.jpg", "b/1.jpg"]
     assert len(caplog.messages) == 1
     for part in (
-        "2 files that are not pictures",
+        ".txt files",
+        ".db files",
         "2 hidden files or folders",
         "the empty class empty",
         "files outside the class folders",
