@@ -16,6 +16,8 @@ from engine.signals import StopSignals
 from errors import EarlyEnd, UserError
 
 if TYPE_CHECKING:
+    from data.store import Cache
+    from engine.machine import Machine
     from engine.rundir import RunDir
 
 RUNS = Path("runs")
@@ -91,8 +93,7 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     recipe = Recipe.create(given)
 
-    from engine.machine import Machine  # noqa: PLC0415 (torch takes seconds, and --help needs none)
-    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
+    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415 (torch takes seconds, and --help needs none)
     from engine.train import train as run_training  # noqa: PLC0415
 
     found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
@@ -105,13 +106,10 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
                 "since its schedule cannot be changed afterwards; start another --run"
             )
         recipe = found.recipe
-    machine = Machine.choose(**options)
+    found.check_writable()
+    machine, cache = choose_machine(**options)
     click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
-    found.create()
-    try:
-        best = run_training(recipe, found, machine, signals)
-    finally:
-        found.remove_if_empty()
+    best = run_training(recipe, found, machine, cache, signals)
     click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
 
 
@@ -128,11 +126,10 @@ def evaluate(
     """Accuracy, top-5 accuracy and loss of a run's best model."""
     StopSignals()
     from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
-    from engine.machine import Machine  # noqa: PLC0415
 
     found = find_run(run)
-    machine = Machine.choose(**options, as_trained=found.precision)
-    result = run_evaluation(found, machine, checkpoint, data, split)
+    machine, cache = choose_machine(**options, as_trained=found.precision)
+    result = run_evaluation(found, machine, cache, checkpoint, data, split)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -152,6 +149,24 @@ def find_run(run: Path | None) -> "RunDir":
     if not found.holds_run:
         raise UserError(f"--run {found.path} holds no run (there is no recipe.json)")
     return found
+
+
+def choose_machine(
+    device: str,
+    precision: str,
+    compile: bool,
+    cache: Path,
+    no_cache: bool,
+    workers: int | None,
+    as_trained: str = "auto",
+) -> "tuple[Machine, Cache]":
+    """as_trained: the precision of the run that is evaluated."""
+    from data.store import Cache, usable_cores  # noqa: PLC0415
+    from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
+
+    chosen = choose_device(device)
+    machine = Machine(chosen, choose_precision(precision, chosen, as_trained), compile)
+    return machine, Cache(cache, not no_cache, workers or usable_cores())
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data.portrait import COLOURS, Build, Species, draw_picture
-from data.store import usable_cores
 
 DRAWING = 1  # part of the folder's name: raise it whenever the same seed would draw other pictures
 GENUS_SIZE = 10
@@ -143,7 +142,7 @@ def draw_species(bird: Species, folder: Path, pictures: int, seed: int) -> None:
         draw_picture(bird, picture, seed).save(folder / bird.name / f"{picture:04d}.jpg", quality=90)
 
 
-def draw_birds(folder: Path, species: int = 200, pictures: int = 30, seed: int = 0, workers: int | None = None) -> None:
+def draw_birds(folder: Path, species: int = 200, pictures: int = 30, seed: int = 0, workers: int = 1) -> None:
     """Draws ``folder``/<species name>/<0000>.jpg, ``pictures`` of each species, 500x375; same seed, same bytes.
 
     The folder appears complete or not at all; where another process has put it there first, that one stays.
@@ -156,7 +155,7 @@ def draw_birds(folder: Path, species: int = 200, pictures: int = 30, seed: int =
     deaf = (signal.SIGINT, signal.SIG_IGN)
     try:
         with (
-            ProcessPoolExecutor(workers or usable_cores(), context, signal.signal, deaf) as pool,
+            ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool,
             tqdm(desc="drawing birds", total=species * pictures, unit="img", disable=None, leave=False) as bar,
         ):
             try:

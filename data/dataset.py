@@ -8,7 +8,7 @@ import numpy as np
 
 from data.sources import Samples, list_samples, locate, some
 from data.split import read_split, shared_pictures, stratified_split
-from data.store import Store, open_store, read_skipped
+from data.store import Cache, Store, open_store, read_skipped
 from errors import UserError
 
 log = logging.getLogger("plumage")
@@ -32,17 +32,9 @@ class Dataset:
         return self.rows[indices], self.samples.labels[indices]
 
 
-def prepare(
-    data: str,
-    size: int,
-    val_fraction: float,
-    seed: int,
-    cache: Path,
-    use_store: bool = True,
-    workers: int | None = None,
-) -> Dataset:
+def prepare(data: str, size: int, val_fraction: float, seed: int, cache: Cache) -> Dataset:
     """The readable pictures of ``data``, split as their source says or by seed. UserError where they will not do."""
-    dataset = read_all(list_samples(locate(data, cache, workers)), size, cache, use_store, workers)
+    dataset = read_all(list_samples(locate(data, cache)), size, cache)
     samples = dataset.samples
     if samples.split is None:
         _need_pictures(samples, np.arange(len(samples.classes)), 2)
@@ -55,30 +47,21 @@ def prepare(
     return replace(dataset, samples=samples)
 
 
-def recall(
-    data: str,
-    size: int,
-    classes: list[str],
-    split: Path,
-    skipped: Path,
-    cache: Path,
-    use_store: bool = True,
-    workers: int | None = None,
-) -> Dataset:
+def recall(data: str, size: int, classes: list[str], split: Path, skipped: Path, cache: Cache) -> Dataset:
     """What ``prepare`` made for a run, by the run's split.csv and skipped.csv: files added since do not count."""
-    samples = read_split(split, locate(data, cache, workers), classes)
+    samples = read_split(split, locate(data, cache), classes)
     # The unreadable files belong to the list by which the store is known.
     paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
-    store = open_store(samples.root, paths, size, cache, use_store, workers)
+    store = open_store(samples.root, paths, size, cache)
     row = {paths[number]: row for row, number in enumerate(store.readable)}
     if lost := [path for path in samples.paths if path not in row]:
         raise UserError(f"{samples.root}: {len(lost)} pictures of the run cannot be read any more: {some(lost, 3)}")
     return Dataset(samples, store, np.array([row[path] for path in samples.paths]))
 
 
-def read_all(samples: Samples, size: int, cache: Path, use_store: bool = True, workers: int | None = None) -> Dataset:
+def read_all(samples: Samples, size: int, cache: Cache) -> Dataset:
     """Decode ``samples`` and leave out what cannot be read: UserError where that is most of them, or all of a class."""
-    store = open_store(samples.root, samples.paths, size, cache, use_store, workers)
+    store = open_store(samples.root, samples.paths, size, cache)
     if store.skipped:
         reasons = [f"{path} ({reason})" for path, reason in store.skipped]
         verdict = f"{samples.root}: {len(reasons)} of {len(samples)} pictures cannot be read"

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.birds import DRAWING, draw_birds
+from data.store import Cache
 from errors import UserError
 
 log = logging.getLogger("plumage")
@@ -50,14 +51,14 @@ class Samples:
         )
 
 
-def locate(data: str, cache: Path, workers: int | None = None) -> Path:
+def locate(data: str, cache: Cache) -> Path:
     """The folder that ``--data`` names: ``birds`` and ``cub200`` are drawn or fetched into ``cache`` once."""
     if data in ("birds", "cub200"):
         if Path(data).is_dir():
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
-        return built_in_birds(cache, workers) if data == "birds" else fetch_cub200(cache)
+        return built_in_birds(cache) if data == "birds" else fetch_cub200(cache.folder)
     folder = Path(data)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -73,12 +74,14 @@ def list_samples(folder: Path, least_classes: int = 2) -> Samples:
     return samples
 
 
-def built_in_birds(cache: Path, workers: int | None) -> Path:
-    folder = cache / f"birds-v{DRAWING}"
+def built_in_birds(cache: Cache) -> Path:
+    folder = cache.folder / f"birds-v{DRAWING}"
     if not folder.is_dir():
         log.info(f"drawing the birds into {folder} (once)")
-        cache.mkdir(parents=True, exist_ok=True)
-        draw_birds(folder, workers=workers)
+        try:
+            draw_birds(folder, workers=cache.workers)
+        except OSError as error:
+            raise UserError(f"--cache {cache.folder}: cannot be written ({error}); give another folder") from error
     return folder
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -38,6 +38,22 @@ DECODER = 1  # part of a store's key: raise it whenever the same file would deco
 Image.MAX_IMAGE_PIXELS = 50_000_000
 # Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which in a container or under a scheduler are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Cache(NamedTuple):
+    """Where decoded pictures and fetched data are kept. Without ``use_store``, pictures are decoded when they are read.
+
+    workers: threads that decode; one for each usable core unless it is given.
+    """
+
+    folder: Path
+    use_store: bool = True
+    workers: int = usable_cores()
 
 
 @dataclass(frozen=True)
@@ -69,29 +85,24 @@ class Store:
         return np.stack(pictures)
 
 
-def open_store(
-    root: Path, paths: list[str], size: int, cache: Path, use_store: bool = True, workers: int | None = None
-) -> Store:
-    """The store of ``paths`` below ``root`` at side ``size``; built where ``cache`` does not hold it yet.
+def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
+    """The store of ``paths`` below ``root`` at side ``size``; built where the cache does not hold it yet.
 
-    It is known by its files' names, sizes and times, by ``size`` and by the decoder. With ``use_store`` off, or no room
-    in ``cache``, files are only checked here and decoded whenever they are read.
+    It is known by its files' names, sizes and times, by ``size`` and by the decoder. Without a store, or room for it,
+    files are only checked here and decoded whenever they are read.
     """
-    workers = workers or usable_cores()
-    files = [root / path for path in paths]
-    if use_store:
-        home = cache / "stores" / f"{root.resolve().name}-{size}px-{_key(root, paths, size)}"
+    files, workers = [root / path for path in paths], cache.workers
+    if cache.use_store:
+        home = cache.folder / "stores" / f"{root.resolve().name}-{size}px-{_key(root, paths, size)}"
         try:
             # What could not be read is tried again, since a changed permission does not change a file's time.
-            if home.is_dir() and not any(
-                _is_readable(root / path, size) for path, _ in read_skipped(home / "skipped.csv")
-            ):
-                return _load(home, files, size, workers)
-            shutil.rmtree(home, ignore_errors=True)
-            _build(home, paths, files, size, workers)
+            if home.is_dir() and any(_is_readable(root / path, size) for path, _ in read_skipped(home / "skipped.csv")):
+                shutil.rmtree(home)
+            if not home.is_dir():
+                _build(home, paths, files, size, workers)
             return _load(home, files, size, workers)
         except OSError as error:
-            log.warning(f"no store in {cache} ({error.strerror or error}): decoding on the fly, which is slower")
+            log.warning(f"no store in {cache.folder} ({error.strerror or error}): decoding on the fly, which is slower")
     return Store(files, size, workers, *_decode_all(paths, files, size, workers, "checking", lambda pixels: None))
 
 
@@ -141,11 +152,6 @@ def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ah
     finally:
         for future in waiting:
             future.cancel()
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which in a container or under a scheduler are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:

@@ -14,6 +14,7 @@ from data.augment import Transform
 from data.dataset import Dataset, read_all
 from data.loader import eval_batches
 from data.sources import list_samples, locate, some
+from data.store import Cache
 from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.handlers import attach_progress
@@ -26,7 +27,12 @@ from models.weights import load_file, load_state, state_dict_of
 
 
 def evaluate(
-    run: RunDir, machine: Machine, checkpoint: str = "best", data: str | None = None, split: str | None = None
+    run: RunDir,
+    machine: Machine,
+    cache: Cache,
+    checkpoint: str = "best",
+    data: str | None = None,
+    split: str | None = None,
 ) -> dict[str, Any]:
     """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; also written to eval-<split>.json.
 
@@ -39,7 +45,7 @@ def evaluate(
     model = trained_model(run, run.checkpoint(checkpoint)).to(device)
     if machine.compile:
         model.compile()
-    dataset = recall_dataset(recipe, run, machine) if data is None else other_dataset(data, split, run, machine)
+    dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
     rows, labels = dataset.pictures(split)
 
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
@@ -75,18 +81,18 @@ def trained_model(run: RunDir, checkpoint: Path) -> nn.Module:
     return model
 
 
-def other_dataset(data: str, split: str, run: RunDir, machine: Machine) -> Dataset:
+def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:
     """The readable pictures of another labelled folder, with the run's labels of the classes of the same names.
 
     Split as the folder itself is; if it is not, and must be, as the run was, whose pictures it then has to hold.
     """
     recipe, classes = run.recipe, run.classes
-    samples = list_samples(locate(data, machine.files["cache"], machine.files["workers"]), least_classes=1)
+    samples = list_samples(locate(data, cache), least_classes=1)
     if unknown := [name for name in samples.classes if name not in classes]:
         raise UserError(
             f"--data {data}: the run was not trained on {some(unknown)}; its classes are {some(classes, 10)}"
         )
     if samples.split is None and split != "all":
-        return recall_dataset(replace(recipe, data=data), run, machine)
+        return recall_dataset(replace(recipe, data=data), run, cache)
     labels = np.array([classes.index(name) for name in samples.classes])[samples.labels]
-    return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, **machine.files)
+    return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, cache)

@@ -2,8 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,12 +14,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """precision: "fp32", "bf16" or "fp16". files: how pictures are kept, the keyword arguments of ``data.dataset``."""
+    """precision: "fp32", "bf16" or "fp16"."""
 
     device: torch.device
     precision: str
     compile: bool
-    files: dict[str, Any]
 
     @property
     def pin(self) -> bool:
@@ -36,32 +33,15 @@ class Machine:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
-    @classmethod
-    def choose(
-        cls,
-        device: str,
-        precision: str,
-        compile: bool,
-        cache: Path,
-        no_cache: bool,
-        workers: int | None,
-        as_trained: str = "auto",
-    ) -> "Machine":
-        """From the command line's options. as_trained: the precision that ``auto`` was in training."""
-        chosen = choose_device(device)
-        files = {"cache": cache, "use_store": not no_cache, "workers": workers}
-        return cls(chosen, choose_precision(precision, chosen, as_trained), compile, files)
-
 
 def choose_device(device: str) -> torch.device:
     """``auto`` is a GPU where there is one. MPS has to be asked for: some of its operations give other numbers."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        if not torch.cuda.is_available() and torch.backends.mps.is_available():
+        if available["mps"] and not available["cuda"]:
             log.info("computing on the CPU; --device mps is faster, but its results can differ")
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if (device == "cuda" and not torch.cuda.is_available()) or (
-        device == "mps" and not torch.backends.mps.is_available()
-    ):
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if not available[device]:
         raise UserError(f"--device {device}: torch finds none on this machine; take --device auto")
     return torch.device(device)
 

@@ -1,13 +1,14 @@
 """The run directory: what is in it, and how to read it back."""
 
 import json
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -23,47 +24,26 @@ from errors import UserError
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
 
 
-@dataclass(frozen=True)
 class RunDir:
     """The files of one training run below ``path``. It holds a run once recipe.json, written last, is there."""
 
-    path: Path
-
-    @property
-    def split(self) -> Path:
-        return self.path / "split.csv"
-
-    @property
-    def skipped(self) -> Path:
-        return self.path / "skipped.csv"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "checkpoints" / "best.pt"
+    def __init__(self, path: Path):
+        self.path = path
+        self.split, self.skipped = path / "split.csv", path / "skipped.csv"
+        self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
 
     @property
     def holds_run(self) -> bool:
         return (self.path / "recipe.json").exists()
 
-    def create(self) -> None:
-        """The folders, so that a place which cannot be written is known before any work. Raises UserError."""
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            (self.path / "history.jsonl").touch()
-        except OSError as error:
-            raise UserError(f"--run {self.path}: cannot be written ({error.strerror})") from error
+    def check_writable(self) -> None:
+        """Raises UserError, before any work, where ``create`` would fail."""
+        above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
 
-    def remove_if_empty(self) -> None:
-        """Takes back ``create`` where no run came of it."""
-        if not self.holds_run and not self.last.exists():
-            (self.path / "history.jsonl").unlink(missing_ok=True)
-            for folder in (self.last.parent, self.path):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+    def create(self) -> None:
+        self.last.parent.mkdir(parents=True, exist_ok=True)
 
     def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
         """environment.json, classes.json and recipe.json."""
@@ -89,7 +69,8 @@ class RunDir:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows of history.jsonl, one an epoch. A line that a crash cut short does not count."""
-        lines = (self.path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        file = self.path / "history.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     @property

@@ -13,21 +13,11 @@ from data.augment import Transform
 from data.dataset import Dataset, prepare, recall
 from data.loader import epoch_length, eval_batches, train_batches
 from data.split import write_split
-from data.store import write_skipped
+from data.store import Cache, write_skipped
+from engine import handlers
 from engine.checkpoint import TrainingState, save_checkpoint
 from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
-from engine.handlers import (
-    attach_checkpoints,
-    attach_divergence_guard,
-    attach_history,
-    attach_learning_rate,
-    attach_progress,
-    attach_stop,
-    check_finite,
-    keep_best,
-    learning_rate,
-)
 from engine.machine import Machine
 from engine.recipe import Recipe
 from engine.rundir import RunDir
@@ -40,9 +30,9 @@ from models.weights import load_file, load_pretrained
 log = logging.getLogger("plumage")
 
 
-def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -> dict[str, Any]:
+def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
-    dataset = recall_dataset(recipe, run, machine) if run.holds_run else prepare_dataset(recipe, run, machine)
+    dataset = recall_dataset(recipe, run, cache) if run.holds_run else prepare_dataset(recipe, run, machine, cache)
     classes, store, device = dataset.samples.classes, dataset.store, machine.device
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
@@ -65,7 +55,7 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
     )
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
     rate = partial(
-        learning_rate,
+        handlers.learning_rate,
         total=recipe.epochs * steps,
         warmup=round(recipe.warmup_epochs * steps),
         peak=recipe.lr,
@@ -83,21 +73,21 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
     def save(epoch_done: bool = False) -> None:
-        check_finite(metrics["loss"].compute(), trainer)
+        handlers.check_finite(metrics["loss"].compute(), trainer)
         save_checkpoint(run.last, state.content(epoch_done))
 
     def show() -> dict[str, str]:
         now = {name: f"{metric.compute():.3f}" for name, metric in metrics.items()}
         return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
 
-    attach_learning_rate(trainer, optimizer, rate)
-    attach_divergence_guard(trainer, metrics["loss"], machine.look_every)
-    attach_progress(trainer, "training", recipe.batch_size, machine.look_every, show)
-    attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
-    attach_history(trainer, validate, optimizer, len(train_rows), run)
-    attach_checkpoints(trainer, save, run)
+    handlers.attach_learning_rate(trainer, optimizer, rate)
+    handlers.attach_divergence_guard(trainer, metrics["loss"], machine.look_every)
+    handlers.attach_progress(trainer, "training", recipe.batch_size, machine.look_every, show)
+    handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
+    handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
+    handlers.attach_checkpoints(trainer, save, run)
     for engine in (trainer, evaluator):
-        attach_stop(engine, signals, save)
+        handlers.attach_stop(engine, signals, save)
 
     with signals.deferred():
         resume(state, run, device)
@@ -110,11 +100,11 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, signals: StopSignals) -
     return run.best_epoch
 
 
-def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
+def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache) -> Dataset:
     """The pictures of a new run, split; written down in its files."""
     if Path(recipe.weights).is_absolute() and not Path(recipe.weights).is_file():
         raise UserError(f"--weights {recipe.weights}: no such file; give one, or imagenet, imagenet-v2 or none")
-    dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, **machine.files)
+    dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, cache)
     classes = dataset.samples.classes
     if recipe.smoothing > (most := (len(classes) - 1) / len(classes)):
         raise UserError(
@@ -126,15 +116,16 @@ def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
         log.warning(
             f"--batch-size {recipe.batch_size}: each step takes the {sizes['train']} training pictures that there are"
         )
+    run.create()
     write_split(run.split, dataset.samples)
     write_skipped(run.skipped, dataset.store.skipped)
     run.describe(recipe, classes, machine)
     return dataset
 
 
-def recall_dataset(recipe: Recipe, run: RunDir, machine: Machine) -> Dataset:
+def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
     """The pictures of a run that has begun, split as they were."""
-    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, **machine.files)
+    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
 
 
 def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
@@ -154,4 +145,4 @@ def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     if unrecorded:  # it was stopped between an epoch's last step and its row in the history
         state.trainer.fire_event(Events.EPOCH_COMPLETED)
     elif not inside:  # or perhaps between last.pt and best.pt
-        keep_best(run, epochs)
+        handlers.keep_best(run, epochs)

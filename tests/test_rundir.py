@@ -58,20 +58,21 @@ def test_of_equal_epochs_the_earlier_is_best(tmp_path):
     assert run.best_epoch["epoch"] == 2
 
 
-def test_creating_takes_nothing_away_and_can_be_taken_back(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").touch()
-    for path in (tmp_path / "run", tmp_path / "new" / "run"):
-        RunDir(path).create()
-        RunDir(path).remove_if_empty()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    assert not (tmp_path / "new" / "run").exists()
-
-
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_place_that_can_be_written_or_not(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        RunDir(tmp_path / "file" / "run").create()
+    RunDir(tmp_path).check_writable()
+    RunDir(tmp_path / "new" / "run").check_writable()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="--run"):
+            RunDir(path).check_writable()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="--run"):
+        RunDir(tmp_path / "run").check_writable()
 
 
 def test_files_that_are_damaged_are_named(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.sources import fetch_cub200, list_samples, locate
+from data.store import Cache
 from errors import UserError
 
 
@@ -130,9 +131,9 @@ def test_nothing_to_learn_from(tmp_path, files, says):
 def test_no_such_folder(tmp_path):
     (tmp_path / "file.jpg").touch()
     with pytest.raises(UserError, match="does not exist"):
-        locate(str(tmp_path / "none"), tmp_path)
+        locate(str(tmp_path / "none"), Cache(tmp_path))
     with pytest.raises(UserError, match="is a file"):
-        locate(str(tmp_path / "file.jpg"), tmp_path)
+        locate(str(tmp_path / "file.jpg"), Cache(tmp_path))
 
 
 def cub(root: Path) -> None:

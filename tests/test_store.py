@@ -15,7 +15,7 @@ from conftest import CLIPART, ROOT
 from PIL import Image
 
 import data.store
-from data.store import decode, map_ahead, open_store, read_skipped
+from data.store import Cache, decode, map_ahead, open_store, read_skipped
 from errors import UserError
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
@@ -125,7 +125,7 @@ NAMES = [
 
 
 def test_unreadable_files_are_named_with_a_reason_and_left_out(tmp_path, folder):
-    store = open_store(folder, NAMES, 16, tmp_path / "cache")
+    store = open_store(folder, NAMES, 16, Cache(tmp_path / "cache"))
     assert [NAMES[number] for number in store.readable] == ["1.jpg", "1.png", "2.png", "3.jpg"]
     reasons = dict(store.skipped)
     assert list(reasons) == ["2.jpg", "3.png", "empty.jpg", "gone.jpg", "huge.png", "program.jpg", "text.jpg"]
@@ -138,8 +138,8 @@ def test_unreadable_files_are_named_with_a_reason_and_left_out(tmp_path, folder)
 
 
 def test_on_the_fly_gives_the_same_pixels_names_and_digests(tmp_path, folder):
-    stored = open_store(folder, NAMES, 16, tmp_path / "cache")
-    direct = open_store(folder, NAMES, 16, tmp_path / "none", use_store=False)
+    stored = open_store(folder, NAMES, 16, Cache(tmp_path / "cache"))
+    direct = open_store(folder, NAMES, 16, Cache(tmp_path / "none", use_store=False))
     assert not (tmp_path / "none").exists()
     assert direct.pixels is None
     rows = np.array([2, 0, 3, 1])
@@ -150,7 +150,7 @@ def test_on_the_fly_gives_the_same_pixels_names_and_digests(tmp_path, folder):
 
 def test_digests_tell_same_pixels_from_others(tmp_path, folder):
     shutil.copy(folder / "1.png", folder / "copy.png")
-    digests = open_store(folder, ["1.jpg", "1.png", "copy.png"], 16, tmp_path / "cache").digests
+    digests = open_store(folder, ["1.jpg", "1.png", "copy.png"], 16, Cache(tmp_path / "cache")).digests
     assert np.array_equal(digests[1], digests[2])
     assert not np.array_equal(digests[0], digests[1])
 
@@ -161,13 +161,13 @@ def forbid(*args, **kwargs):
 
 def test_a_store_is_reused_until_files_or_size_change(tmp_path, folder, monkeypatch):
     names, cache = ["1.jpg", "1.png"], tmp_path / "cache"
-    first = open_store(folder, names, 16, cache)
+    first = open_store(folder, names, 16, Cache(cache))
     with monkeypatch.context() as patch:
         patch.setattr(data.store, "decode", forbid)
-        assert np.array_equal(open_store(folder, names, 16, cache).pixels, first.pixels)
-    assert open_store(folder, names, 8, cache).pixels.shape == (2, 8, 8, 3)
+        assert np.array_equal(open_store(folder, names, 16, Cache(cache)).pixels, first.pixels)
+    assert open_store(folder, names, 8, Cache(cache)).pixels.shape == (2, 8, 8, 3)
     save(Image.new("RGB", (50, 50), RED), folder / "1.png")
-    assert np.abs(open_store(folder, names, 16, cache).pixels[1].astype(int) - RED).max() <= 1
+    assert np.abs(open_store(folder, names, 16, Cache(cache)).pixels[1].astype(int) - RED).max() <= 1
 
 
 def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
@@ -177,14 +177,14 @@ def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
     for content, readable in ((b"??" + whole[2:], 1), (whole, 2)):
         file.write_bytes(content)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert len(open_store(folder, ["1.jpg", "1.png"], 16, cache).readable) == readable
+        assert len(open_store(folder, ["1.jpg", "1.png"], 16, Cache(cache)).readable) == readable
 
 
 def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
     stores = []
 
     def build():
-        stores.append(open_store(folder, NAMES, 16, tmp_path / "cache"))
+        stores.append(open_store(folder, NAMES, 16, Cache(tmp_path / "cache")))
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
@@ -206,7 +206,8 @@ def decode(file, size):
         os.kill(os.getpid(), int(sys.argv[3]))
     return whole(file, size)
 data.store.decode = decode
-data.store.open_store(Path(sys.argv[1]), sorted(os.listdir(sys.argv[1])), 16, Path(sys.argv[2]), workers=1)
+cache = data.store.Cache(Path(sys.argv[2]), workers=1)
+data.store.open_store(Path(sys.argv[1]), sorted(os.listdir(sys.argv[1])), 16, cache)
 """
 
 
@@ -215,18 +216,18 @@ def test_a_killed_build_leaves_no_half_store(tmp_path, folder):
     command = [sys.executable, "-c", KILLED, folder, cache, str(int(signal.SIGKILL))]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert [path.name[:7] for path in (cache / "stores").iterdir()] == [".draft-"]
-    assert len(open_store(folder, NAMES, 16, cache).readable) == 4
+    assert len(open_store(folder, NAMES, 16, Cache(cache)).readable) == 4
     (draft,) = (cache / "stores").glob(".draft-*")
     for path in (*draft.iterdir(), draft):
         os.utime(path, (0, 0))
-    open_store(folder, NAMES, 8, cache)
+    open_store(folder, NAMES, 8, Cache(cache))
     assert not draft.exists()
 
 
 def test_without_room_it_decodes_on_the_fly_and_says_so(tmp_path, folder, monkeypatch, caplog):
     usage = namedtuple("usage", "total used free")(10, 10, 0)
     monkeypatch.setattr(data.store.shutil, "disk_usage", lambda path: usage)
-    store = open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache")
+    store = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache"))
     assert store.pixels is None
     assert store.read(np.array([1])).shape == (1, 16, 16, 3)
     assert "decoding on the fly" in caplog.text
@@ -237,13 +238,13 @@ def test_a_disk_that_fills_up_on_the_way_is_no_error_either(tmp_path, folder, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data.store.np, "savez", full)
-    assert open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache").pixels is None
+    assert open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache")).pixels is None
     assert "No space left on device" in caplog.text
     assert not list((tmp_path / "cache" / "stores").iterdir())
 
 
 def test_a_picture_that_vanishes_later_is_named(tmp_path, folder):
-    store = open_store(folder, ["1.jpg", "1.png"], 16, tmp_path / "cache", use_store=False)
+    store = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache", use_store=False))
     (folder / "1.png").unlink()
     with pytest.raises(UserError, match=r"1\.png can no longer be read"):
         store.read(np.array([0, 1]))
@@ -267,7 +268,7 @@ def test_map_ahead_keeps_the_order_and_stays_only_so_far_ahead():
 @pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
 def test_real_pictures_of_every_mode(tmp_path):
     paths = sorted(str(path.relative_to(CLIPART)) for path in CLIPART.rglob("*.png"))
-    store = open_store(CLIPART, paths, 32, tmp_path / "cache")
+    store = open_store(CLIPART, paths, 32, Cache(tmp_path / "cache"))
     assert len(paths) > 600
     assert store.skipped == []
     assert store.pixels.shape == (len(paths), 32, 32, 3)

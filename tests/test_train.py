@@ -9,6 +9,7 @@ from torch import nn
 
 import engine.evaluate
 import engine.train
+from data.store import Cache
 from engine.evaluate import evaluate
 from engine.machine import Machine
 from engine.recipe import Recipe
@@ -44,7 +45,7 @@ def tiny(monkeypatch, tmp_path, photos):
         "val_fraction": 0.4,
     }
     recipe = Recipe.create({"data": str(photos), **options})
-    machine = Machine.choose("cpu", "fp32", compile=False, cache=tmp_path / "cache", no_cache=False, workers=1)
+    machine, cache = Machine(torch.device("cpu"), "fp32", compile=False), Cache(tmp_path / "cache", workers=1)
 
     class StopAt(StopSignals):
         """As if a signal had come before the n-th look."""
@@ -64,11 +65,10 @@ def tiny(monkeypatch, tmp_path, photos):
 
     def call(folder: Path, look: int = 10**9) -> RunDir:
         run = RunDir(folder)
-        run.create()
-        train(recipe, run, machine, StopAt(look))
+        train(recipe, run, machine, cache, StopAt(look))
         return run
 
-    return recipe, machine, call
+    return recipe, (machine, cache), call
 
 
 def result(run: RunDir):
@@ -136,7 +136,7 @@ def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tmp_path, checkp
     _, machine, call = tiny
     run = call(tmp_path / "run")
     row = run.best_epoch if checkpoint == "best" else run.history[-1]
-    numbers = evaluate(run, machine, checkpoint)
+    numbers = evaluate(run, *machine, checkpoint)
     assert {f"val_{name}": numbers[name] for name in ("accuracy", "top5", "loss", "nll")} == {
         name: row[name] for name in ("val_accuracy", "val_top5", "val_loss", "val_nll")
     }
@@ -149,7 +149,6 @@ def test_the_seed_decides_everything(tiny, tmp_path):
     recipe, machine, call = tiny
     one, same = call(tmp_path / "one"), call(tmp_path / "same")
     other = RunDir(tmp_path / "other")
-    other.create()
-    train(Recipe.create({**recipe.__dict__, "seed": 1}), other, machine, StopSignals())
+    train(Recipe.create({**recipe.__dict__, "seed": 1}), other, *machine, StopSignals())
     assert flat(result(one)) == flat(result(same))
     assert one.split.read_text() != other.split.read_text()
