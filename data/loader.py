@@ -70,5 +70,10 @@ def _load(
         images, targets = torch.from_numpy(store.read(rows[members])), torch.from_numpy(labels[members])
         return Batch(iteration, images.pin_memory(), targets.pin_memory()) if pin else Batch(iteration, images, targets)
 
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         yield from map_ahead(pool, load, picks, AHEAD)
+    finally:
+        # No waiting: a stream that is left early ends here in the garbage collector, which may run in any thread,
+        # also in one that is just being started, and a join there would wait for ever.
+        pool.shutdown(wait=False, cancel_futures=True)

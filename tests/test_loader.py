@@ -1,3 +1,4 @@
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def test_evaluation_takes_every_picture_once_in_order(store):
     assert [len(batch.labels) for batch in batches] == [5, 5, 5, 2]
     assert torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist() == ROWS.tolist()
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
+
+
+def test_a_stream_left_early_waits_for_no_thread(store, monkeypatch):
+    """It may end in the garbage collector, in a thread that holds a lock which the other's end needs."""
+
+    def forbid(*args):
+        raise AssertionError("joined")
+
+    stream = train_batches(store, ROWS, LABELS, 5, seed=7)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", forbid)
+        stream.close()
 
 
 def test_an_error_in_the_thread_reaches_the_reader(store):
