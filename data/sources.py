@@ -160,7 +160,7 @@ def _sorted_samples(folder: Path, rows: list[tuple[str, int, str]], classes: lis
 
 
 def _cub_list(path: Path) -> dict[str, str]:
-    pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    pairs = [line.split(maxsplit=1) for line in path.read_text("utf-8", "surrogateescape").splitlines() if line.strip()]
     if bad := next((pair for pair in pairs if len(pair) != 2), None):
         raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
     return {key: value.strip() for key, value in pairs}
