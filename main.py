@@ -183,6 +183,9 @@ def main() -> None:
         hint = f" See python {context.command_path} --help." if context else ""
         click.echo(f"error: {error.format_message()}{hint}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a missing permission, a name that is too long
+        click.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        sys.exit(UserError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
 

@@ -37,12 +37,11 @@ def prepare(data: str, size: int, val_fraction: float, seed: int, cache: Cache) 
     dataset = read_all(list_samples(locate(data, cache)), size, cache)
     samples = dataset.samples
     if samples.split is None:
-        _need_pictures(samples, np.arange(len(samples.classes)), 2)
+        _need_pictures(samples, 2, "fewer than two readable pictures (one to train on, one to validate with)")
         samples = replace(samples, split=stratified_split(samples.labels, val_fraction, seed))
-    if min(np.sum(samples.split == side) for side in ("train", "val")) < 2:
-        raise UserError(
-            f"--data {data}: at least two readable pictures are needed to train on, and two to validate with"
-        )
+    train, val = (np.sum(samples.split == side) for side in ("train", "val"))
+    if train < 2 or val < 1:
+        raise UserError(f"--data {data}: {train} readable training and {val} validation pictures are too few; add some")
     _warn_of_shared_pictures(samples, dataset.store.digests)
     return replace(dataset, samples=samples)
 
@@ -69,19 +68,15 @@ def read_all(samples: Samples, size: int, cache: Cache) -> Dataset:
             raise UserError(f"{verdict}: {some(reasons, 1)}")
         log.warning(f"{verdict} and are left out: {some(reasons, 3)}")
     readable = samples.select(store.readable)
-    _need_pictures(readable, np.unique(samples.labels), 1)
+    _need_pictures(readable, 1, "no readable picture", among=np.unique(samples.labels))
     return Dataset(readable, store, np.arange(len(readable)))
 
 
-def _need_pictures(samples: Samples, labels: np.ndarray, least: int) -> None:
+def _need_pictures(samples: Samples, least: int, problem: str, among: np.ndarray | None = None) -> None:
     counts = np.bincount(samples.labels, minlength=len(samples.classes))
+    labels = range(len(counts)) if among is None else among
     if few := [samples.classes[label] for label in labels if counts[label] < least]:
-        need = (
-            "no readable picture"
-            if least == 1
-            else "one readable picture, and two, to train and to validate, are needed"
-        )
-        raise UserError(f"{samples.root}: {need} of {some(few)}: add pictures, or take the class away")
+        raise UserError(f"{samples.root}: {problem} of {some(few)}: add pictures, or take the class away")
 
 
 def _warn_of_shared_pictures(samples: Samples, digests: np.ndarray) -> None:

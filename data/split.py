@@ -52,15 +52,10 @@ def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
             rows = csv.reader(handle)
             next(rows, None)
             for path, name, side in rows:
-                if (
-                    name not in number
-                    or side not in ("train", "val")
-                    or PurePath(path).is_absolute()
-                    or ".." in PurePath(path).parts
-                ):
-                    raise UserError(
-                        f"{file}, line {rows.line_num}: no path inside the data folder, known class, and train or val"
-                    )
+                inside = not PurePath(path).is_absolute() and ".." not in PurePath(path).parts
+                if not inside or name not in number or side not in ("train", "val"):
+                    what = "a path inside the data folder, a known class, and train or val"
+                    raise UserError(f"{file}, line {rows.line_num}: needs {what}")
                 paths.append(path)
                 labels.append(number[name])
                 split.append(side)

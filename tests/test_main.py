@@ -198,7 +198,7 @@ BAD_DATA = {
     "one class": (lambda root: picture(root / "a" / "1.png", root / "a" / "2.png"), "only one class"),
     "a class with one image": (
         lambda root: picture(*(root / "a" / f"{i}.png" for i in range(4)), root / "b" / "1.png"),
-        "one readable picture",
+        "fewer than two readable pictures (one to train on, one to validate with) of b",
     ),
     "mostly unreadable": (
         lambda root: (
@@ -212,11 +212,13 @@ BAD_DATA = {
         "no readable picture of b",
     ),
     "too little to validate": (
-        lambda root: picture(
-            *(root / "train" / k / f"{i}.png" for i in range(3) for k in "ab"), root / "val" / "a" / "1.png"
+        lambda root: (
+            picture(*(root / "train" / k / f"{i}.png" for i in range(3) for k in "ab")),
+            text(root / "val" / "a" / "1.png"),
         ),
-        "two to validate",
+        "6 readable training and 0 validation pictures",
     ),
+    "a name that is too long": (lambda root: None, "too long"),
 }
 
 
@@ -235,8 +237,9 @@ def text(*files):
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data_is_one_line_and_leaves_nothing_behind(plumage, tmp_path, case):
     make, says = BAD_DATA[case]
-    make(tmp_path / "bad data")
-    code, out, err = plumage("train", "--data", tmp_path / "bad data", *TINY, "--run", tmp_path / "r")
+    data = tmp_path / ("bad data" if "too long" not in case else "x" * 300)
+    make(data)
+    code, out, err = plumage("train", "--data", data, *TINY, "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert one_line(err)
     assert says in err
@@ -311,10 +314,11 @@ def test_the_next_run_gets_the_next_number(trained, plumage, photos, tmp_path):
 
 def test_a_run_directory_that_cannot_be_written(plumage, photos, tmp_path):
     (tmp_path / "file").touch()
-    code, _, err = plumage("train", "--data", photos, *TINY, "--run", tmp_path / "file" / "run")
-    assert code == 2
-    assert one_line(err)
-    assert "--run" in err
+    for run, says in ((tmp_path / "file" / "run", "--run"), (tmp_path / ("x" * 300), "too long")):
+        code, _, err = plumage("train", "--data", photos, *TINY, "--run", run)
+        assert code == 2
+        assert one_line(err)
+        assert says in err
 
 
 def test_eval_without_a_run(plumage, tmp_path):
