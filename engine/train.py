@@ -3,7 +3,6 @@
 import logging
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,22 +24,26 @@ from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
 from errors import UserError
 from models.resnet import build_model
-from models.weights import load_file, load_pretrained
+from models.weights import load_file, load_pretrained, pretrained_state
 
 log = logging.getLogger("plumage")
 
 
 def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
-    dataset = recall_dataset(recipe, run, cache) if run.holds_run else prepare_dataset(recipe, run, machine, cache)
+    # First, since it may have to be fetched: without it there is no use in decoding pictures.
+    pretrained = (
+        None if recipe.weights == "none" or run.last.exists() else pretrained_state(recipe.model, recipe.weights)
+    )
+    dataset = recall_dataset(recipe, run, cache) if run.holds_run else prepare_dataset(recipe, cache)
     classes, store, device = dataset.samples.classes, dataset.store, machine.device
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
 
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(classes), recipe.zero_gamma)
-    if recipe.weights != "none" and not run.last.exists():
-        load_pretrained(model, recipe.model, recipe.weights)
+    if pretrained is not None:
+        load_pretrained(model, pretrained, f"--weights {recipe.weights}")
     model.to(device)
     if machine.compile:
         model.compile()
@@ -89,6 +92,11 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
     for engine in (trainer, evaluator):
         handlers.attach_stop(engine, signals, save)
 
+    if not run.holds_run:
+        run.create()
+        write_split(run.split, dataset.samples)
+        write_skipped(run.skipped, store.skipped)
+        run.describe(recipe, classes, machine)
     with signals.deferred():
         resume(state, run, device)
         if trainer.state.epoch < recipe.epochs:
@@ -100,26 +108,19 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
     return run.best_epoch
 
 
-def prepare_dataset(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache) -> Dataset:
-    """The pictures of a new run, split; written down in its files."""
-    if Path(recipe.weights).is_absolute() and not Path(recipe.weights).is_file():
-        raise UserError(f"--weights {recipe.weights}: no such file; give one, or imagenet, imagenet-v2 or none")
+def prepare_dataset(recipe: Recipe, cache: Cache) -> Dataset:
+    """The pictures of a new run, split. Raises UserError where the recipe does not go with them."""
     dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, cache)
-    classes = dataset.samples.classes
-    if recipe.smoothing > (most := (len(classes) - 1) / len(classes)):
+    classes, train, val = (
+        len(part) for part in (dataset.samples.classes, dataset.indices("train"), dataset.indices("val"))
+    )
+    if recipe.smoothing > (most := (classes - 1) / classes):
         raise UserError(
-            f"--smoothing {recipe.smoothing}: with {len(classes)} classes at most {most:.3g}, the uniform target"
+            f"--smoothing {recipe.smoothing}: with {classes} classes at most {most:.3g}, the uniform target"
         )
-    sizes = {side: len(dataset.pictures(side)[0]) for side in ("train", "val")}
-    log.info(f"{len(classes)} classes, {sizes['train']} training and {sizes['val']} validation pictures")
-    if recipe.batch_size > sizes["train"]:
-        log.warning(
-            f"--batch-size {recipe.batch_size}: each step takes the {sizes['train']} training pictures that there are"
-        )
-    run.create()
-    write_split(run.split, dataset.samples)
-    write_skipped(run.skipped, dataset.store.skipped)
-    run.describe(recipe, classes, machine)
+    log.info(f"{classes} classes, {train} training and {val} validation pictures")
+    if recipe.batch_size > train:
+        log.warning(f"--batch-size {recipe.batch_size}: each step takes the {train} training pictures that there are")
     return dataset
 
 

@@ -1,6 +1,9 @@
 """Weights into a model, safely: nothing is unpickled beyond tensors and plain containers."""
 
 import pickle
+import sys
+from contextlib import redirect_stdout
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -13,16 +16,26 @@ from torchvision.models import get_model_weights
 from errors import UserError
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
+# What torch.load raises on a file that is damaged, or no checkpoint at all.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError)
 
 
-def load_pretrained(model: nn.Module, name: str, weights: str) -> None:
-    """Everything but the head of ``weights`` (``imagenet``, ``imagenet-v2`` or a file) into the ResNet called ``name``.
+def pretrained_state(name: str, weights: str) -> dict[str, Tensor]:
+    """The state dict of ``weights`` for the ResNet called ``name``: ``imagenet``, ``imagenet-v2`` or a file.
 
-    The head stays as it is: it is for other classes. Raises UserError when the weights cannot be had or do not fit.
+    Raises UserError when it cannot be had.
     """
-    state = _from_torchvision(name, weights) if weights in TORCHVISION else state_dict_of(load_file(Path(weights)))
+    if weights in TORCHVISION:
+        return _from_torchvision(name, weights)
+    if not Path(weights).is_file():
+        raise UserError(f"--weights {weights}: no such file; give one, or imagenet, imagenet-v2 or none")
+    return state_dict_of(load_file(Path(weights)))
+
+
+def load_pretrained(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Everything but the head, which stays as it is: it is for other classes. Raises UserError like ``load_state``."""
     head = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
-    load_state(model, {**state, **head}, f"--weights {weights}")
+    load_state(model, {**state, **head}, source)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -49,9 +62,8 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} is no checkpoint, or a damaged one: {reason[0][:150]}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} is no checkpoint, or a damaged one: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dictionary of weights")
     return content
@@ -63,6 +75,10 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return state if isinstance(state, dict) else {}
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+
+
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     entries = get_model_weights(name).__members__
     if TORCHVISION[weights] not in entries:
@@ -70,14 +86,12 @@ def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     entry = entries[TORCHVISION[weights]]
     try:
         # The file's name carries the hash of its content: a download that broke off is noticed.
-        state: dict[str, Tensor] = entry.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        with redirect_stdout(sys.stderr):  # torch announces a download there where results belong
+            return entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    except (URLError, HTTPException, *UNREADABLE) as error:
         cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
-        way_out = f"delete {cached} and run again" if cached.exists() else "is there a network?"
+        way_out = f"delete {cached} and run again." if cached.exists() else "is there a network?"
         raise UserError(
-            f"--weights {weights}: {entry.url} could not be loaded ({str(error).splitlines()[0][:100]}); {way_out} "
+            f"--weights {weights}: {entry.url} could not be loaded ({_first_line(error)}); {way_out} "
             "Otherwise take --weights FILE, or --weights none to train from scratch"
         ) from error
-    return state

@@ -312,6 +312,36 @@ def test_the_next_run_gets_the_next_number(trained, plumage, photos, tmp_path):
     assert (tmp_path / "runs" / f"{photos.name}-2" / "history.jsonl").exists()
 
 
+def test_without_a_network_the_ways_out_are_named_and_nothing_is_left(plumage, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    code, out, err = plumage("train", "--data", photos, "--model", "resnet18", "--run", tmp_path / "r")
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "--weights none" in err
+    assert "--weights FILE" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_weights_of_another_network_are_refused_and_nothing_is_left(plumage, photos, tmp_path):
+    torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "w.pt")
+    code, _, err = plumage("train", "--data", photos, *TINY, "--weights", tmp_path / "w.pt", "--run", tmp_path / "r")
+    assert code == 2
+    assert one_line(err)
+    assert "w.pt" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_fine_tuning_from_a_file(trained, plumage, photos, tmp_path):
+    best = trained / "checkpoints" / "best.pt"
+    options = [*TINY, "--weights", best, "--lr", "1e-9", "--epochs", "1", "--run", tmp_path / "r"]
+    assert plumage("train", "--data", photos, *options)[0] == 0
+    begun, ended = (torch.load(path)["model"] for path in (best, tmp_path / "r" / "checkpoints" / "last.pt"))
+    assert torch.allclose(begun["layer4.1.conv2.weight"], ended["layer4.1.conv2.weight"], atol=1e-6)
+    assert not torch.allclose(begun["fc.weight"], ended["fc.weight"], atol=1e-3)  # the head is begun anew
+
+
 def test_a_run_directory_that_cannot_be_written(plumage, photos, tmp_path):
     (tmp_path / "file").touch()
     for run, says in ((tmp_path / "file" / "run", "--run"), (tmp_path / ("x" * 300), "too long")):

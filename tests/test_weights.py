@@ -8,7 +8,11 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from errors import UserError
 from models.resnet import build_model
-from models.weights import load_file, load_pretrained, load_state
+from models.weights import load_file, load_pretrained, load_state, pretrained_state
+
+
+def load(model, weights):
+    load_pretrained(model, pretrained_state("resnet18", weights), f"--weights {weights}")
 
 
 def same(one, other, *, head):
@@ -45,7 +49,7 @@ def test_imagenet_weights_come_through_torchvision_and_leave_the_head(hub, publi
     model, untouched = build_model("resnet18", 5), None
     torch.manual_seed(2)
     untouched = build_model("resnet18", 5)
-    load_pretrained(model, "resnet18", "imagenet")
+    load(model, "imagenet")
     source = resnet18()
     source.load_state_dict(torch.load(published))
     assert same(model, source, head=False)
@@ -55,7 +59,7 @@ def test_imagenet_weights_come_through_torchvision_and_leave_the_head(hub, publi
 
 def test_a_file_of_the_same_weights_does_as_well(published):
     model, source = build_model("resnet18", 5), resnet18()
-    load_pretrained(model, "resnet18", str(published))
+    load(model, str(published))
     source.load_state_dict(torch.load(published))
     assert same(model, source, head=False)
 
@@ -66,7 +70,7 @@ def test_what_cannot_be_had_is_one_line_with_both_ways_out(hub, published, tmp_p
     other.write_bytes(b"an error page")
     hub("http://127.0.0.1:9/resnet18-00000000.pth" if problem == "no network" else other.as_uri())
     with pytest.raises(UserError) as error:
-        load_pretrained(build_model("resnet18", 5), "resnet18", "imagenet")
+        load(build_model("resnet18", 5), "imagenet")
     message = str(error.value)
     assert "\n" not in message
     assert "--weights none" in message
@@ -79,12 +83,12 @@ def test_a_damaged_cached_file_is_named(hub, published, tmp_path):
     cached.parent.mkdir(parents=True)
     cached.write_bytes(published.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"delete {cached}"):
-        load_pretrained(build_model("resnet18", 5), "resnet18", "imagenet")
+        load(build_model("resnet18", 5), "imagenet")
 
 
 def test_version_two_exists_only_for_some():
     with pytest.raises(UserError, match="torchvision has none for resnet18"):
-        load_pretrained(build_model("resnet18", 5), "resnet18", "imagenet-v2")
+        load(build_model("resnet18", 5), "imagenet-v2")
 
 
 class Malicious:
@@ -108,7 +112,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, monkeypatch, 
         other = {"list": [1, 2], "other network": {"a.weight": torch.zeros(3)}, "numbers": {"conv1.weight": 7}}
         torch.save(other[content], file)
     with pytest.raises(UserError, match=r"w\.pth") as error:
-        load_pretrained(build_model("resnet18", 5), "resnet18", str(file))
+        load(build_model("resnet18", 5), str(file))
     assert "\n" not in str(error.value)
     assert not Path("executed").exists()
 
