@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -316,6 +317,7 @@ def test_without_a_network_the_ways_out_are_named_and_nothing_is_left(plumage, p
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which would remember the proxies beyond this test
     code, out, err = plumage("train", "--data", photos, "--model", "resnet18", "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert one_line(err)
