@@ -111,6 +111,8 @@ def decode(file: Path, size: int) -> np.ndarray:
 
     Resized to the square by Pillow's antialiased bilinear filter. Raises whatever Pillow does on a file it cannot read.
     """
+    if file.exists() and not file.is_file():
+        raise ValueError("is no regular file")  # opening a pipe would wait for ever
     with Image.open(file, formats=FORMATS) as opened:
         opened.load()
         image: Image.Image = opened

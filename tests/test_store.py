@@ -137,6 +137,14 @@ def test_unreadable_files_are_named_with_a_reason_and_left_out(tmp_path, folder)
         assert np.array_equal(store.read(np.array([row]))[0], decode(folder / NAMES[number], 16))
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
+    store = open_store(tmp_path, ["broken.jpg", "pipe.jpg"], 16, Cache(tmp_path / "cache"))
+    assert dict(store.skipped).keys() == {"broken.jpg", "pipe.jpg"}
+    assert dict(store.skipped)["pipe.jpg"] == "is no regular file"
+
+
 def test_on_the_fly_gives_the_same_pixels_names_and_digests(tmp_path, folder):
     stored = open_store(folder, NAMES, 16, Cache(tmp_path / "cache"))
     direct = open_store(folder, NAMES, 16, Cache(tmp_path / "none", use_store=False))
