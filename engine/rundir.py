@@ -64,14 +64,18 @@ class RunDir:
 
     @property
     def precision(self) -> str:
-        return str(self._read("environment.json").get("precision", "auto"))
+        environment = self._read("environment.json")
+        return str(environment.get("precision", "auto")) if isinstance(environment, dict) else "auto"
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows of history.jsonl, one an epoch. A line that a crash cut short does not count."""
         file = self.path / "history.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
 
     @property
     def best_epoch(self) -> dict[str, Any]:

@@ -81,3 +81,8 @@ def test_files_that_are_damaged_are_named(tmp_path):
         (run.path / "classes.json").write_text(text)
         with pytest.raises(UserError, match=r"classes\.json"):
             _ = run.classes
+    (run.path / "history.jsonl").write_text('{"epoch": 1}\nnonsense\n')
+    with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
+        _ = run.history
+    (run.path / "environment.json").write_text("[]")
+    assert run.precision == "auto"
