@@ -3,7 +3,9 @@
 import signal
 
 
-class EarlyEnd(Exception):
+class EarlyEnd(BaseException):
+    """No Exception, since libraries swallow those: a stop signal may come while one of them tries something."""
+
     exit_code: int
 
 

@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import Field, fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ RUNS = Path("runs")
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "plumage")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plumage")
 
 
 class LearningRate(click.ParamType):
@@ -106,10 +108,14 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
                 "since its schedule cannot be changed afterwards; start another --run"
             )
         recipe = found.recipe
-    found.check_writable()
     machine, cache = choose_machine(**options)
+    found.check_writable()
     click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
-    best = run_training(recipe, found, machine, cache, signals)
+    try:
+        best = run_training(recipe, found, machine, cache, signals)
+    finally:
+        with suppress(OSError):  # unless it is empty, it stays
+            found.path.rmdir()
     click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
 
 
@@ -170,13 +176,16 @@ def choose_machine(
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("plumage").setLevel(logging.INFO)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:
         sys.exit(cli.main(standalone_mode=False))
     except EarlyEnd as end:
-        click.echo(f"error: {end}", err=True)
+        click.echo(f"error: {end}".replace("\n", " "), err=True)
         sys.exit(end.exit_code)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)

@@ -18,7 +18,23 @@ from errors import UserError
 
 log = logging.getLogger("plumage")
 
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".webp",
+    ".avif",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+}
+TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -59,7 +75,7 @@ def locate(data: str, cache: Cache) -> Path:
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
         return built_in_birds(cache) if data == "birds" else fetch_cub200(cache.folder)
-    folder = Path(data)
+    folder = Path(os.path.expanduser(data))  # noqa: PTH111 (which leaves an unknown ~user as it is)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"--data {data}: {what}; give a folder with a folder of pictures for each class")
@@ -107,11 +123,14 @@ def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
 def read_folders(folder: Path) -> Samples:
     """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
     ignored: Counter[str] = Counter()
-    children = {entry.name.lower(): entry.name for entry in _visible(folder, Counter()) if entry.is_dir()}
-    val = next((children[name] for name in VAL_NAMES if name in children), None)
-    if "train" in children and val is not None:
-        parts = {"train": children["train"] + "/", "val": val + "/"}
-        ignored.update(f"{name}/" for name in children.values() if name + "/" not in parts.values())
+    names = [entry.name for entry in _visible(folder, Counter()) if entry.is_dir()]
+    children = {name.lower(): name for name in names}
+    train, val = (
+        next((children[name] for name in usual if name in children), None) for usual in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if train is not None and val is not None:
+        parts = {"train": train + "/", "val": val + "/"}
+        ignored.update(f"{name}/" for name in names if name not in (train, val))
         if val.lower() == "test":
             log.info(f"{folder}: no val/, so {val}/ is the validation set")
     else:
@@ -151,6 +170,8 @@ def read_cub(folder: Path) -> Samples:
             raise UserError(f"{folder}: image {key} has no entry in one of {', '.join(CUB_LISTS[1:])}") from error
     if not rows:
         raise UserError(f"{folder / 'images.txt'} lists no pictures")
+    if len({path for path, _, _ in rows}) < len(rows) or len(label) < len(names):
+        raise UserError(f"{folder}: images.txt or classes.txt lists a picture or a class twice; leave each there once")
     return _sorted_samples(folder, rows, classes)
 
 
@@ -160,9 +181,13 @@ def _sorted_samples(folder: Path, rows: list[tuple[str, int, str]], classes: lis
 
 
 def _cub_list(path: Path) -> dict[str, str]:
-    pairs = [line.split(maxsplit=1) for line in path.read_text("utf-8", "surrogateescape").splitlines() if line.strip()]
+    pairs = [
+        line.split(maxsplit=1) for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()
+    ]
     if bad := next((pair for pair in pairs if len(pair) != 2), None):
         raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise UserError(f"{path}: an id is there twice; leave each there once")
     return {key: value.strip() for key, value in pairs}
 
 

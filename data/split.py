@@ -37,7 +37,7 @@ def shared_pictures(digests: np.ndarray, split: np.ndarray) -> list[tuple[int, i
 def write_split(file: Path, samples: Samples) -> None:
     assert samples.split is not None
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv.writer(handle)
         writer.writerow(("path", "label", "split"))
         for path, label, side in zip(samples.paths, samples.labels, samples.split, strict=True):
             writer.writerow((path, samples.classes[label], side))

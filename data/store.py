@@ -93,10 +93,9 @@ def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
     """
     files, workers = [root / path for path in paths], cache.workers
     if cache.use_store:
-        home = cache.folder / "stores" / f"{root.resolve().name}-{size}px-{_key(root, paths, size)}"
+        home = cache.folder / "stores" / f"{root.resolve().name[:100]}-{size}px-{_key(root, paths, size)}"
         try:
-            # What could not be read is tried again, since a changed permission does not change a file's time.
-            if home.is_dir() and any(_is_readable(root / path, size) for path, _ in read_skipped(home / "skipped.csv")):
+            if home.is_dir() and not _is_whole(home, root, size):
                 shutil.rmtree(home)
             if not home.is_dir():
                 _build(home, paths, files, size, workers)
@@ -126,7 +125,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        shift = 0 if image.mode == "I" and pixels.max() <= 255 else 8
+        image = Image.fromarray((pixels.clip(0, 65535) >> shift).astype(np.uint8))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -158,16 +159,24 @@ def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ah
 
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        csv.writer(handle, lineterminator="\n").writerows([("path", "reason"), *skipped])
+        csv.writer(handle).writerows([("path", "reason"), *skipped])
 
 
 def read_skipped(file: Path) -> list[tuple[str, str]]:
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        return [(path, reason) for path, reason in csv.reader(handle)][1:]
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+            return [(path, reason) for path, reason in csv.reader(handle)][1:]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
 
 
-def _is_readable(file: Path, size: int) -> bool:
-    return not isinstance(decode_or_reason(file, size), str)
+def _is_whole(home: Path, root: Path, size: int) -> bool:
+    """Whether a store is undamaged, and what could not be read still cannot: a chmod does not change a file's time."""
+    try:
+        skipped = _load(home, [], size, 1).skipped
+    except (Exception, UserError):  # whatever numpy and zipfile make of a damaged file
+        return False
+    return all(isinstance(decode_or_reason(root / path, size), str) for path, _ in skipped)
 
 
 def _key(root: Path, paths: list[str], size: int) -> str:

@@ -52,6 +52,7 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     """``torch.save`` such that ``file`` is whole at every instant, the old one or the new, also after a power cut."""
     temporary = file.with_name(file.name + ".tmp")
     try:
+        file.parent.mkdir(exist_ok=True)
         with temporary.open("wb") as handle:
             torch.save(content, handle)
             handle.flush()

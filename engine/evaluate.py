@@ -47,6 +47,8 @@ def evaluate(
         model.compile()
     dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
     rows, labels = dataset.pictures(split)
+    if not len(rows):
+        raise UserError(f"--split {split}: {dataset.samples.root} has no such pictures; take another split")
 
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     view = Transform(recipe.crop).to(device)
@@ -59,7 +61,7 @@ def evaluate(
     metrics = evaluator.run(batches, epoch_length=ceil(len(rows) / recipe.batch_size)).metrics
 
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
-    stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name}-{split}"
+    stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}"
     about = {"checkpoint": checkpoint, "data": str(dataset.samples.root), "precision": machine.precision}
     run.write_arrays(
         f"{stem}.npz", logits=torch.cat(logits.data).numpy(), labels=labels, indices=dataset.indices(split)

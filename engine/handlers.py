@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 from time import perf_counter
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -87,11 +86,11 @@ def attach_history(
     pictures: int,
     run: RunDir,
 ) -> None:
-    """At each epoch's end ``validate``, write a row of history.jsonl and print a line.
+    """At each epoch's end ``validate`` and write a row of history.jsonl.
 
     pictures: how many an epoch has. In the row, seconds cover training and validation, images_per_second training.
     """
-    begun, first = perf_counter(), trainer.state.iteration
+    begun, first = perf_counter(), None  # where an epoch's end alone is made up for, its speed is not known
 
     @trainer.on(Events.EPOCH_STARTED)
     def start() -> None:
@@ -102,35 +101,41 @@ def attach_history(
     def record() -> None:
         state = trainer.state
         assert state.epoch_length
-        assert state.max_epochs
         trained = perf_counter() - begun  # the metrics are computed, so the device has finished
         val = validate()
         check_finite(val["nll"], trainer)
-        row = {
-            "epoch": state.epoch,
-            "iteration": state.iteration,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": state.metrics["loss"],
-            "train_accuracy": state.metrics["accuracy"],
-            **{f"val_{name}": val[name] for name in ("loss", "accuracy", "top5", "nll")},
-            "seconds": round(perf_counter() - begun, 3),
-            "images_per_second": round(pictures * (state.iteration - first) / state.epoch_length / trained, 1),
-        }
-        left = timedelta(seconds=round((state.max_epochs - state.epoch) * row["seconds"]))
-        best = row["val_accuracy"] > max((past["val_accuracy"] for past in run.history), default=-1)
-        run.add_history(row)
-        print(
-            epoch_line(row, state.max_epochs) + (" *" if best else "  ") + (f" {left} left" if left else ""), flush=True
+        done = 0 if first is None else pictures * (state.iteration - first) / state.epoch_length
+        run.add_history(
+            {
+                "epoch": state.epoch,
+                "iteration": state.iteration,
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": state.metrics["loss"],
+                "train_accuracy": state.metrics["accuracy"],
+                **{f"val_{name}": val[name] for name in ("loss", "accuracy", "top5", "nll")},
+                "seconds": round(perf_counter() - begun, 3),
+                "images_per_second": round(done / trained, 1),
+            }
         )
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
-        f"  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:6.1%}"
-        f"  val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:6.1%} top-5 {row['val_top5']:6.1%}"
-        f"  {row['images_per_second']:.0f} img/s {row['seconds']:.0f} s"
-    )
+def attach_epoch_line(trainer: Engine, run: RunDir) -> None:
+    """The line that stays of each epoch, on standard output. Attach last: what it tells of is then saved."""
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def show() -> None:
+        row, epochs = run.history[-1], trainer.state.max_epochs
+        assert epochs
+        left = timedelta(seconds=round((epochs - row["epoch"]) * row["seconds"]))
+        print(
+            f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
+            f"  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:6.1%}"
+            f"  val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:6.1%} top-5 {row['val_top5']:6.1%}"
+            f"  {row['images_per_second']:.0f} img/s {row['seconds']:.0f} s"
+            + (" *" if run.best_epoch == row else "  ")
+            + (f" {left} left" if left else ""),
+            flush=True,
+        )
 
 
 def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], run: RunDir) -> None:

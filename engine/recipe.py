@@ -86,7 +86,10 @@ class Recipe:
             values["lr"] = 0.1 * values.get("batch_size", cls.batch_size) / 256
         for name, named in (("data", ("birds", "cub200")), ("weights", ("imagenet", "imagenet-v2", "none"))):
             if name in values and values[name] not in named:
-                values[name] = str(Path(values[name]).expanduser().resolve())
+                try:
+                    values[name] = str(Path(values[name] or "\0").expanduser().resolve())
+                except (RuntimeError, ValueError, OSError) as error:
+                    raise UserError(f"--{name} '{values[name]}': {error or 'is empty'}; give a path") from error
         return cls(**values)
 
     @classmethod

@@ -41,9 +41,15 @@ class RunDir:
         above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
+        for name in ("split.csv", "skipped.csv", "classes.json", "environment.json", "history.jsonl", "checkpoints"):
+            if not self.holds_run and os.path.lexists(self.path / name):
+                raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
 
     def create(self) -> None:
-        self.last.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.last.parent.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(f"--run {self.path}: another training has begun there; give another") from error
 
     def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
         """environment.json, classes.json and recipe.json."""
@@ -54,6 +60,12 @@ class RunDir:
     @property
     def recipe(self) -> Recipe:
         return Recipe.load(self.path / "recipe.json")
+
+    def is_of(self, data: str) -> bool:
+        try:
+            return self.recipe.data == data
+        except UserError:  # another data set's damaged run is no reason to stop
+            return False
 
     @property
     def classes(self) -> list[str]:
@@ -71,16 +83,19 @@ class RunDir:
     def history(self) -> list[dict[str, Any]]:
         """The rows of history.jsonl, one an epoch. A line that a crash cut short does not count."""
         file = self.path / "history.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            return sorted(rows, key=lambda row: (row["epoch"], row["val_accuracy"]))
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
 
     @property
     def best_epoch(self) -> dict[str, Any]:
         """The row with the highest validation accuracy; of equals, the earliest."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+        if not (rows := self.history):
+            raise UserError(f"{self.path / 'history.jsonl'} has lost its epochs; start another --run")
+        return max(rows, key=lambda row: (row["val_accuracy"], -row["epoch"]))
 
     def keep_history(self, epochs: int) -> None:
         """Forget the rows after ``epochs``: those that no checkpoint knows of are written again."""
@@ -118,18 +133,25 @@ def replace_file(file: Path, text: str) -> None:
 
 
 def next_run(home: Path, data: str) -> RunDir:
-    """``home/<data name>-<n>`` with the smallest n above all that are there."""
-    name = Path(data).name or "data"
+    """``home/<data name>-<n>`` with the smallest n above all that are there; made at once, so that no other gets it."""
+    name = Path(data).name[:100] or "data"
     taken = [
         int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))
     ]
-    return RunDir(home / f"{name}-{max(taken, default=0) + 1}")
+    number = max(taken, default=0) + 1
+    while True:
+        run = RunDir(home / f"{name}-{number}")
+        try:
+            run.path.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            number += 1
 
 
 def newest_run(home: Path, data: str | None = None) -> RunDir | None:
     """The run below ``home`` that was begun last, of this ``data`` if given."""
     runs = [RunDir(path) for path in _folders(home)]
-    runs = [run for run in runs if run.holds_run and (data is None or run.recipe.data == data)]
+    runs = [run for run in runs if run.holds_run and (data is None or run.is_of(data))]
     return max(runs, key=lambda run: (run.path / "recipe.json").stat().st_mtime_ns, default=None)
 
 

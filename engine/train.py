@@ -89,6 +89,7 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
     handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
     handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
     handlers.attach_checkpoints(trainer, save, run)
+    handlers.attach_epoch_line(trainer, run)
     for engine in (trainer, evaluator):
         handlers.attach_stop(engine, signals, save)
 
@@ -132,9 +133,13 @@ def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
 def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     """Bring ``state`` to the last checkpoint, if there is one, and the run's other files with it."""
     if not run.last.exists():
+        if run.best.exists():
+            raise UserError(f"{run.last} is gone, and without it this run cannot go on; start another --run")
         run.keep_history(0)
         return
     content = load_file(run.last, device)
+    if content.get("classes") != state.classes:
+        raise UserError(f"{run.last} is of other classes than {run.path / 'classes.json'}; start another --run")
     try:
         state.restore(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

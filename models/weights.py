@@ -1,13 +1,9 @@
 """Weights into a model, safely: nothing is unpickled beyond tensors and plain containers."""
 
-import pickle
 import sys
 from contextlib import redirect_stdout
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +12,6 @@ from torchvision.models import get_model_weights
 from errors import UserError
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
-# What torch.load raises on a file that is damaged, or no checkpoint at all.
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError)
 
 
 def pretrained_state(name: str, weights: str) -> dict[str, Tensor]:
@@ -62,7 +56,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except UNREADABLE as error:
+    except Exception as error:  # on a damaged file torch raises nearly anything
         raise UserError(f"{path} is no checkpoint, or a damaged one: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dictionary of weights")
@@ -88,7 +82,7 @@ def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
         # The file's name carries the hash of its content: a download that broke off is noticed.
         with redirect_stdout(sys.stderr):  # torch announces a download there where results belong
             return entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-    except (URLError, HTTPException, *UNREADABLE) as error:
+    except Exception as error:  # no network, or a damaged file
         cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
         way_out = f"delete {cached} and run again." if cached.exists() else "is there a network?"
         raise UserError(

@@ -10,6 +10,7 @@ from engine.checkpoint import save_checkpoint
 from engine.handlers import (
     attach_checkpoints,
     attach_divergence_guard,
+    attach_epoch_line,
     attach_history,
     attach_learning_rate,
     attach_progress,
@@ -120,6 +121,7 @@ def train_toy(run, accuracies):
 
     attach_history(trainer, validate, optimizer, 4, run)
     attach_checkpoints(trainer, lambda done: save_checkpoint(run.last, {"epoch": trainer.state.epoch}), run)
+    attach_epoch_line(trainer, run)
     trainer.run([0, 0], max_epochs=len(accuracies))
 
 
@@ -137,6 +139,7 @@ def test_history_has_a_row_an_epoch(run, capsys):
     assert len(lines) == 2
     assert "epoch 1/2" in lines[0]
     assert "val loss 2.000 accuracy  50.0%" in lines[0]
+    assert all(" *" in line for line in lines)  # each was the best so far
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,25 @@ def test_best_is_by_validation_accuracy_ties_to_the_earlier(run, accuracies, bes
     train_toy(run, accuracies)
     assert load_file(run.best) == {"epoch": best}
     assert load_file(run.last) == {"epoch": len(accuracies)}
+
+
+def test_a_line_that_cannot_be_printed_costs_no_checkpoint(run, monkeypatch):
+    def closed(*args, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        train_toy(run, [0.5, 0.7])
+    assert load_file(run.last) == load_file(run.best) == {"epoch": 1}
+
+
+def test_an_epochs_end_that_is_made_up_for_has_no_speed(run):
+    trainer, optimizer = Engine(lambda engine, batch: None), toy_trainer([1.0])[2]
+    attach_history(trainer, lambda: {"loss": 2.0, "accuracy": 0.5, "top5": 1.0, "nll": 1.5}, optimizer, 4, run)
+    trainer.load_state_dict({"iteration": 2, "epoch_length": 2, "max_epochs": 3})
+    trainer.state.metrics = {"loss": 1.0, "accuracy": 0.5}
+    trainer.fire_event(Events.EPOCH_COMPLETED)
+    assert run.history[0]["images_per_second"] == 0
 
 
 def test_a_validation_that_is_not_finite_is_divergence_and_leaves_no_trace(run):

@@ -397,6 +397,15 @@ def test_a_picture_of_the_split_that_is_gone_is_named(trained, plumage, photos):
     assert "red apple/3.jpg" in err
 
 
+def test_an_empty_split_is_named(trained, plumage):
+    split = trained / "split.csv"
+    split.write_text(split.read_text().replace(",val", ",train"))
+    code, _, err = plumage("eval")
+    assert code == 2
+    assert one_line(err)
+    assert "--split val" in err
+
+
 def test_without_a_command_there_is_one_line(plumage):
     code, _, err = plumage()
     assert code == 2

@@ -86,6 +86,13 @@ def test_a_value_out_of_range_is_named(name, values):
             Recipe.create({"data": "cub200", name: value})
 
 
+@pytest.mark.parametrize("path", ["", "~no-such-user/photos"])
+def test_a_path_that_is_none_is_named(path):
+    for name in ("data", "weights"):
+        with pytest.raises(UserError, match=f"--{name}"):
+            Recipe.create({"data": "cub200", name: path})
+
+
 def test_is_read_back_as_written(tmp_path):
     recipe = Recipe.create({"preset": "demo", "smoothing": 0.3})
     (tmp_path / "recipe.json").write_text(json.dumps(asdict(recipe)))

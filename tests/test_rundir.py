@@ -58,6 +58,27 @@ def test_of_equal_epochs_the_earlier_is_best(tmp_path):
     assert run.best_epoch["epoch"] == 2
 
 
+def test_a_run_that_is_named_is_taken(tmp_path):
+    assert [next_run(tmp_path, "birds").path.name for _ in range(3)] == ["birds-1", "birds-2", "birds-3"]
+    run = RunDir(tmp_path / "birds-1")
+    run.create()
+    with pytest.raises(UserError, match="another training has begun there"):
+        run.create()
+
+
+@pytest.mark.parametrize("name", ["split.csv", "history.jsonl", "checkpoints"])
+def test_a_folder_that_holds_other_things_of_these_names_is_left_alone(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"holds a {name} but no recipe"):
+        RunDir(tmp_path).check_writable()
+
+
+def test_a_damaged_run_does_not_hide_another(tmp_path):
+    begin(tmp_path / "good", time=1)
+    (begin(tmp_path / "bad", time=2).path / "recipe.json").write_text("{")
+    assert newest_run(tmp_path, "cub200").path.name == "good"
+
+
 def test_a_place_that_can_be_written_or_not(tmp_path):
     (tmp_path / "file").touch()
     RunDir(tmp_path).check_writable()
@@ -81,8 +102,12 @@ def test_files_that_are_damaged_are_named(tmp_path):
         (run.path / "classes.json").write_text(text)
         with pytest.raises(UserError, match=r"classes\.json"):
             _ = run.classes
-    (run.path / "history.jsonl").write_text('{"epoch": 1}\nnonsense\n')
-    with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
-        _ = run.history
+    for text in (b'{"epoch": 1, "val_accuracy": 0.5}\nnonsense\n', b"[]\n", b'{"epoch": 1}\n', b"\xff\n", b"7\n"):
+        (run.path / "history.jsonl").write_bytes(text)
+        with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
+            _ = run.history
+    (run.path / "history.jsonl").unlink()
+    with pytest.raises(UserError, match=r"history\.jsonl has lost"):
+        _ = run.best_epoch
     (run.path / "environment.json").write_text("[]")
     assert run.precision == "auto"

@@ -75,10 +75,18 @@ def test_labels_go_by_name_though_a_class_is_missing_on_either_side(tmp_path, ca
     assert any("no validation pictures of a" in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize("train", ["train", "training", "Train"])
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Val"])
-def test_every_usual_name_of_the_validation_folder(tmp_path, name):
-    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{name}/a/2.jpg", f"{name}/b/2.jpg")
-    assert (f"{name}/a/2.jpg", "a", "val") in listed(tmp_path)
+def test_every_usual_name_of_the_two_folders(tmp_path, train, name):
+    touch(tmp_path, f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{name}/a/2.jpg", f"{name}/b/2.jpg")
+    assert {(f"{name}/a/2.jpg", "a", "val"), (f"{train}/a/1.jpg", "a", "train")} < set(listed(tmp_path))
+
+
+def test_of_two_training_folders_the_one_left_out_is_named(tmp_path, caplog):
+    caplog.set_level("INFO", "plumage")
+    touch(tmp_path, *(f"{side}/{name}/1.jpg" for side in ("Train", "train", "val") for name in "ab"))
+    assert not [path for path, _, _ in listed(tmp_path) if path.startswith("Train")]
+    assert "Train/" in caplog.text
 
 
 def test_the_test_folder_is_left_alone_where_there_is_a_validation_folder(tmp_path, caplog):
@@ -155,12 +163,24 @@ def test_cub_by_its_text_files_with_its_official_split(tmp_path):
     ]
 
 
+def test_cub_lists_as_windows_writes_them(tmp_path):
+    cub(tmp_path)
+    before = listed(tmp_path)
+    for name in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt"):
+        file = tmp_path / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert listed(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
         ("images.txt", "1 ../../etc/passwd.jpg\n", "leaves the data folder"),
         ("images.txt", "nonsense\n", "no line of 'id value'"),
         ("images.txt", "", "lists no pictures"),
+        ("images.txt", "1 001.Albatross/c.jpg\n3 001.Albatross/c.jpg\n", "lists a picture or a class twice"),
+        ("images.txt", "1 001.Albatross/c.jpg\n1 002.Bunting/b.jpg\n", "an id is there twice"),
+        ("classes.txt", "1 001.Albatross\n2 001.Albatross\n", "lists a picture or a class twice"),
         ("image_class_labels.txt", "1 1\n", "no entry"),
         ("image_class_labels.txt", "1 7\n2 7\n3 7\n", "no entry"),
     ],

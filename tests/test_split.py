@@ -39,11 +39,13 @@ def test_eight_to_two_by_hand():
 
 
 def test_is_read_back_as_written(tmp_path):
-    paths = ['a, "b"/1.jpg', 'a, "b"/line\nbreak.jpg', "naïve/\udcff.jpg"]
+    paths = ['a, "b"/1.jpg', 'a, "b"/line\nbreak.jpg', "naïve/\udcff.jpg", "naïve/carriage\rreturn.jpg"]
     for path in paths:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).touch()
-    samples = Samples(tmp_path, paths, np.array([0, 0, 1]), ['a, "b"', "naïve"], np.array(["train", "val", "train"]))
+    samples = Samples(
+        tmp_path, paths, np.array([0, 0, 1, 1]), ['a, "b"', "naïve"], np.array(["train", "val", "train", "val"])
+    )
     write_split(tmp_path / "split.csv", samples)
     again = read_split(tmp_path / "split.csv", tmp_path, samples.classes)
     assert (again.root, again.paths, again.classes) == (samples.root, samples.paths, samples.classes)

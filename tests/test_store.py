@@ -50,6 +50,7 @@ def palette(transparent: bool) -> Image.Image:
         ("deep.png", Image.fromarray(np.full((8, 8), 0x4D12, np.uint16)), {}, (0x4D,) * 3, (0x4D,) * 3),
         ("deep.tif", Image.fromarray(np.full((8, 8), 0x4D12, np.uint16)), {}, (0x4D,) * 3, (0x4D,) * 3),
         ("int.tif", Image.fromarray(np.full((8, 8), 0x4D12, np.int32)), {}, (0x4D,) * 3, (0x4D,) * 3),
+        ("byte-in-int.tif", Image.fromarray(np.full((8, 8), 77, np.int32)), {}, (77,) * 3, (77,) * 3),
         ("ink.tif", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {}, (255, 0, 0), (255, 0, 0)),
         ("ink.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {"quality": 100}, (254, 0, 0), (254, 0, 0)),
         ("lossless.webp", Image.new("RGB", (8, 8), RED), {"lossless": True}, RED, RED),
@@ -188,6 +189,21 @@ def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
         assert len(open_store(folder, ["1.jpg", "1.png"], 16, Cache(cache)).readable) == readable
 
 
+@pytest.mark.parametrize("name", ["pixels", "index.npz", "skipped.csv"])
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "removed", "scribbled over"])
+def test_a_damaged_store_is_built_again(tmp_path, folder, name, damage):
+    whole = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache")).read(np.arange(2))
+    (home,) = (tmp_path / "cache" / "stores").iterdir()
+    content = (home / name).read_bytes()
+    if damage == "removed":
+        (home / name).unlink()
+    elif not (name == "pixels" and damage == "scribbled over"):  # which only a checksum of it all would notice
+        (home / name).write_bytes({"cut short": content[:-7], "emptied": b"", "scribbled over": b'"\n' * 40}[damage])
+    again = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache"))
+    assert again.skipped == []
+    assert np.array_equal(again.pixels, whole)
+
+
 def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
     stores = []
 
@@ -287,6 +303,9 @@ def test_real_pictures_of_every_mode(tmp_path):
 
 
 def test_skipped_files_are_written_and_read_back(tmp_path):
-    rows = [('a, "b".jpg', "broken, badly"), ("n\udcff.jpg", "x")]
+    rows = [('a, "b".jpg', "broken, badly"), ("n\udcff.jpg", "x"), ("c\rd\n.jpg", "y")]
     data.store.write_skipped(tmp_path / "skipped.csv", rows)
     assert read_skipped(tmp_path / "skipped.csv") == rows
+    (tmp_path / "skipped.csv").write_text("path,reason\nnonsense\n")
+    with pytest.raises(UserError, match=r"skipped\.csv is damaged"):
+        read_skipped(tmp_path / "skipped.csv")

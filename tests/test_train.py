@@ -16,7 +16,7 @@ from engine.recipe import Recipe
 from engine.rundir import RunDir
 from engine.signals import StopSignals
 from engine.train import train
-from errors import Stopped
+from errors import Stopped, UserError
 
 
 def tiny_network(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
@@ -129,6 +129,28 @@ def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
     run.last.unlink()
     run.best.unlink()
     assert flat(result(call(tmp_path / "killed"))) == flat(result(whole))
+
+
+def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
+    _, _, call = tiny
+    run = call(tmp_path / "run")
+    best, history = run.best.read_bytes(), run.history
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"last\.pt is gone"):
+        call(tmp_path / "run")
+    assert (run.best.read_bytes(), run.history) == (best, history)
+
+
+def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):
+    _, _, call = tiny
+    run = call(tmp_path / "run")
+    run.write_json("classes.json", run.classes[::-1])
+    with pytest.raises(UserError, match="other classes"):
+        call(tmp_path / "run")
+
+
+def test_no_library_can_swallow_a_stop():
+    assert not issubclass(Stopped, Exception)
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])

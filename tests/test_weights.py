@@ -96,12 +96,17 @@ class Malicious:
         return (Path.touch, (Path("executed"),))
 
 
-@pytest.mark.parametrize("content", ["text", "empty", "half", "pickle", "list", "other network", "numbers"])
+@pytest.mark.parametrize(
+    "content", ["text", "old format", "empty", "half", "pickle", "list", "other network", "numbers"]
+)
 def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, monkeypatch, published, content):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "w.pth"
     if content == "text":
         file.write_text("not weights")
+    elif content == "old format":
+        torch.save({"a": torch.zeros(30)}, file, _use_new_zipfile_serialization=False)
+        file.write_bytes(file.read_bytes()[:-55])
     elif content == "empty":
         file.touch()
     elif content == "half":
