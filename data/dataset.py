@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources import Samples, list_samples, locate, some
+from data.sources import Samples, locate, some
 from data.split import read_split, shared_pictures, stratified_split
 from data.store import Cache, Store, open_store, read_skipped
 from errors import UserError
@@ -32,16 +32,18 @@ class Dataset:
         return self.rows[indices], self.samples.labels[indices]
 
 
-def prepare(data: str, size: int, val_fraction: float, seed: int, cache: Cache) -> Dataset:
-    """The readable pictures of ``data``, split as their source says or by seed. UserError where they will not do."""
-    dataset = read_all(list_samples(locate(data, cache)), size, cache)
+def prepare(samples: Samples, size: int, val_fraction: float, seed: int, cache: Cache) -> Dataset:
+    """The readable ones of ``samples``, split as their source says or by seed. UserError where they will not do."""
+    dataset = read_all(samples, size, cache)
     samples = dataset.samples
     if samples.split is None:
         _need_pictures(samples, 2, "fewer than two readable pictures (one to train on, one to validate with)")
         samples = replace(samples, split=stratified_split(samples.labels, val_fraction, seed))
     train, val = (np.sum(samples.split == side) for side in ("train", "val"))
     if train < 2 or val < 1:
-        raise UserError(f"--data {data}: {train} readable training and {val} validation pictures are too few; add some")
+        raise UserError(
+            f"{samples.root}: {train} readable training and {val} validation pictures are too few; add some"
+        )
     _warn_of_shared_pictures(samples, dataset.store.digests)
     return replace(dataset, samples=samples)
 

@@ -11,6 +11,7 @@ from ignite.engine import Events
 from data.augment import Transform
 from data.dataset import Dataset, prepare, recall
 from data.loader import epoch_length, eval_batches, train_batches
+from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import handlers
@@ -31,11 +32,12 @@ log = logging.getLogger("plumage")
 
 def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
-    # First, since it may have to be fetched: without it there is no use in decoding pictures.
-    pretrained = (
-        None if recipe.weights == "none" or run.last.exists() else pretrained_state(recipe.model, recipe.weights)
-    )
-    dataset = recall_dataset(recipe, run, cache) if run.holds_run else prepare_dataset(recipe, cache)
+    # All that can be known without decoding a picture comes first.
+    samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
+    pretrained = None
+    if recipe.weights != "none" and not run.last.exists():
+        pretrained = pretrained_state(recipe.model, recipe.weights)
+    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
     classes, store, device = dataset.samples.classes, dataset.store, machine.device
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
@@ -94,10 +96,7 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         handlers.attach_stop(engine, signals, save)
 
     if not run.holds_run:
-        run.create()
-        write_split(run.split, dataset.samples)
-        write_skipped(run.skipped, store.skipped)
-        run.describe(recipe, classes, machine)
+        begin(run, recipe, dataset, machine)
     with signals.deferred():
         resume(state, run, device)
         if trainer.state.epoch < recipe.epochs:
@@ -109,9 +108,9 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
     return run.best_epoch
 
 
-def prepare_dataset(recipe: Recipe, cache: Cache) -> Dataset:
+def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
     """The pictures of a new run, split. Raises UserError where the recipe does not go with them."""
-    dataset = prepare(recipe.data, recipe.resize, recipe.val_fraction, recipe.seed, cache)
+    dataset = prepare(samples, recipe.resize, recipe.val_fraction, recipe.seed, cache)
     classes, train, val = (
         len(part) for part in (dataset.samples.classes, dataset.indices("train"), dataset.indices("val"))
     )
@@ -123,6 +122,14 @@ def prepare_dataset(recipe: Recipe, cache: Cache) -> Dataset:
     if recipe.batch_size > train:
         log.warning(f"--batch-size {recipe.batch_size}: each step takes the {train} training pictures that there are")
     return dataset
+
+
+def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
+    """The run directory, with all that is known before training."""
+    run.create()
+    write_split(run.split, dataset.samples)
+    write_skipped(run.skipped, dataset.store.skipped)
+    run.describe(recipe, dataset.samples.classes, machine)
 
 
 def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:

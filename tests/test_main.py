@@ -324,6 +324,10 @@ def test_without_a_network_the_ways_out_are_named_and_nothing_is_left(plumage, p
     assert "--weights none" in err
     assert "--weights FILE" in err
     assert not (tmp_path / "r").exists()
+    code, _, err = plumage("train", "--data", tmp_path / "none")  # what is wrong here needs no network to be found
+    assert (code, one_line(err)) == (2, True)
+    assert "none: does not exist" in err
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_weights_of_another_network_are_refused_and_nothing_is_left(plumage, photos, tmp_path):
