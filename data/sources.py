@@ -19,21 +19,8 @@ from errors import UserError
 log = logging.getLogger("plumage")
 
 SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".mpo",
-    ".png",
-    ".webp",
-    ".avif",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-}
+    ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"
+}  # fmt: skip
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")

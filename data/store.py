@@ -95,10 +95,11 @@ def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
     if cache.use_store:
         home = cache.folder / "stores" / f"{root.resolve().name[:100]}-{size}px-{_key(root, paths, size)}"
         try:
-            if home.is_dir() and not _is_whole(home, root, size):
+            if home.is_dir():
+                if store := _load_whole(home, root, files, size, workers):
+                    return store
                 shutil.rmtree(home)
-            if not home.is_dir():
-                _build(home, paths, files, size, workers)
+            _build(home, paths, files, size, workers)
             return _load(home, files, size, workers)
         except OSError as error:
             log.warning(f"no store in {cache.folder} ({error.strerror or error}): decoding on the fly, which is slower")
@@ -170,13 +171,13 @@ def read_skipped(file: Path) -> list[tuple[str, str]]:
         raise UserError(f"{file} is damaged: {error}") from error
 
 
-def _is_whole(home: Path, root: Path, size: int) -> bool:
-    """Whether a store is undamaged, and what could not be read still cannot: a chmod does not change a file's time."""
+def _load_whole(home: Path, root: Path, files: list[Path], size: int, workers: int) -> Store | None:
+    """None where a store is damaged, or what could not be read now can: a chmod does not change a file's time."""
     try:
-        skipped = _load(home, [], size, 1).skipped
+        store = _load(home, files, size, workers)
     except (Exception, UserError):  # whatever numpy and zipfile make of a damaged file
-        return False
-    return all(isinstance(decode_or_reason(root / path, size), str) for path, _ in skipped)
+        return None
+    return store if all(isinstance(decode_or_reason(root / path, size), str) for path, _ in store.skipped) else None
 
 
 def _key(root: Path, paths: list[str], size: int) -> str:

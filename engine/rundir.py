@@ -41,8 +41,10 @@ class RunDir:
         above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
+        if self.holds_run:
+            return
         for name in ("split.csv", "skipped.csv", "classes.json", "environment.json", "history.jsonl", "checkpoints"):
-            if not self.holds_run and os.path.lexists(self.path / name):
+            if os.path.lexists(self.path / name):
                 raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
 
     def create(self) -> None:
@@ -86,6 +88,7 @@ class RunDir:
         try:
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
             rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            # By what each row has to have, which a row that has it not shows here.
             return sorted(rows, key=lambda row: (row["epoch"], row["val_accuracy"]))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
