@@ -1,15 +1,81 @@
-"""torchvision's ResNets with a head for one's own classes. Its ResNet-50 is the "B" of He et al. 2019, section 4."""
+"""torchvision's ResNets with a head for one's own classes, altered where He et al. 2019, section 4, alters ResNet-50.
+
+torchvision's ``resnet50`` is the paper's B. ``resnet50v1`` is the original network, with the same state dict;
+``resnet50c`` and ``resnet50d`` are the paper's C and D, with timm's state dicts.
+"""
+
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models import get_model
+from torchvision.models.resnet import Bottleneck, ResNet, conv3x3
 
 
 def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
-    """A ResNet by torchvision's name, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
+    """The ResNet called ``name``, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
 
     In channels-last memory format, the fastest for convolutions in low precision.
     zero_gamma: residual blocks begin as the identity, their last BatchNorm's γ being 0 (He et al. 2019, section 3.1).
     """
-    model: nn.Module = get_model(name, weights=None, num_classes=classes, zero_init_residual=zero_gamma)
+    base = "resnet50" if name in TWEAKS else name
+    model: nn.Module = get_model(base, weights=None, num_classes=classes, zero_init_residual=zero_gamma)
+    for tweak in TWEAKS.get(name, ()):
+        tweak(model)
     return model.to(memory_format=torch.channels_last)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, bias_decay: bool = True, head_lr_multiplier: float = 1.0
+) -> list[dict[str, Any]]:
+    """Every parameter once, in four groups for torch.optim.SGD: the body's weights, the rest of it, and the head's two.
+
+    Weights are those of convolutions and linear layers. Without bias_decay they alone decay, neither biases nor
+    BatchNorms (He et al. 2019, section 3.1). ``lr_scale`` is for the schedule to multiply a group's rate by:
+    head_lr_multiplier for the head, which is ``model.fc``, and 1 for the body.
+    """
+    head = set(model.get_submodule("fc").parameters())
+    weights = {module.weight for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    return [
+        {
+            "params": [p for p in model.parameters() if (p in head) == of_head and (p in weights) == of_weights],
+            "weight_decay": weight_decay if of_weights or bias_decay else 0.0,
+            "lr_scale": head_lr_multiplier if of_head else 1.0,
+        }
+        for of_head in (False, True)
+        for of_weights in (True, False)
+    ]
+
+
+def _stride_first(model: ResNet) -> None:
+    """The original block: its first 1×1 convolution down-samples, and skips three quarters of the input."""
+    for block in _blocks(model):
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _deep_stem(model: ResNet) -> None:
+    """C: three 3×3 convolutions in place of the stem's 7×7."""
+    model.conv1 = nn.Sequential(
+        *(conv3x3(3, 32, stride=2), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
+        *(conv3x3(32, 32), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
+        conv3x3(32, 64),
+    )
+    for convolution in model.conv1[::3]:
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
+
+
+def _pooled_shortcut(model: ResNet) -> None:
+    """D, after C: shortcuts down-sample by average pooling, so that their 1×1 convolution skips nothing."""
+    for block in _blocks(model):
+        if block.downsample is not None:
+            convolution, norm = block.downsample
+            pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if block.stride == 2 else nn.Identity()
+            convolution.stride = (1, 1)
+            block.downsample = nn.Sequential(pool, convolution, norm)
+
+
+def _blocks(model: ResNet) -> list[Bottleneck]:
+    return [module for module in model.modules() if isinstance(module, Bottleneck)]
+
+
+TWEAKS = {"resnet50v1": (_stride_first,), "resnet50c": (_deep_stem,), "resnet50d": (_deep_stem, _pooled_shortcut)}

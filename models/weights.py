@@ -1,61 +1,133 @@
 """Weights into a model, safely: nothing is unpickled beyond tensors and plain containers."""
 
+import pickle
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_weights, list_models
 
 from errors import UserError
+from models.resnet import build_model
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
+# The keys in which ResNets differ by design (He et al. 2019, section 4.2), the stem's before the shortcuts'.
+DESIGNS = {
+    "conv1.weight": "the plain stem, one 7×7 convolution",
+    "conv1.0.weight": "the stem of ResNet-C and -D, three 3×3 convolutions",
+    "layer2.0.downsample.0.weight": "shortcuts that down-sample by a strided convolution",
+    "layer2.0.downsample.2.weight": "the down-sampling shortcuts of ResNet-D, with average pooling",
+}
 
 
-def pretrained_state(name: str, weights: str) -> dict[str, Tensor]:
-    """The state dict of ``weights`` for the ResNet called ``name``: ``imagenet``, ``imagenet-v2`` or a file.
+class Weights(NamedTuple):
+    """A state dict; the class names of its head, where its file tells them; and what to call it in messages."""
 
-    Raises UserError when it cannot be had.
+    state: dict[str, Tensor]
+    classes: list[str] | None
+    source: str
+
+
+def pretrained_weights(name: str, weights: str) -> Weights:
+    """What the ResNet called ``name`` starts from. weights: ``imagenet``, ``imagenet-v2`` or a file's path.
+
+    Raises UserError when it cannot be had, or when the file says that it is of another network.
     """
+    source = f"--weights {weights}"
     if weights in TORCHVISION:
-        return _from_torchvision(name, weights)
+        return Weights(_from_torchvision(name, weights), None, source)
     if not Path(weights).is_file():
-        raise UserError(f"--weights {weights}: no such file; give one, or imagenet, imagenet-v2 or none")
-    return state_dict_of(load_file(Path(weights)))
+        raise UserError(f"{source}: no such file; give one, or a run, imagenet, imagenet-v2 or none")
+    content = load_file(Path(weights))
+    classes, other = content.get("classes"), _network_of(content)
+    if other not in (None, name):  # whose shapes may well be the same
+        raise UserError(f"{source}: of a {str(other)[:50]!r}, not of a {name}; take that as --model, or other weights")
+    named = isinstance(classes, list) and all(isinstance(one, str) for one in classes)
+    return Weights(state_dict_of(content), classes if named else None, source)
 
 
-def load_pretrained(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Everything but the head, which stays as it is: it is for other classes. Raises UserError like ``load_state``."""
-    head = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
-    load_state(model, {**state, **head}, source)
+def trained_model(file: str | Path, source: str, classes: list[str], name: str | None = None) -> nn.Module:
+    """The network of a checkpoint, with its weights. Raises UserError, beginning with ``source``, where there is none.
+
+    classes: what it has to tell apart. name: which ResNet it is, where the file may not say so.
+    """
+    content = load_file(Path(file))
+    if (trained := content.get("classes", classes)) != classes:
+        raise UserError(f"{source}: of {len(trained)} other classes than the {len(classes)} here; take one of the same")
+    if (name := _network_of(content) or name) is None:
+        raise UserError(f"{source}: does not say which network it is of; take a run of this project")
+    try:
+        model = build_model(name, len(classes))
+    except ValueError as error:
+        raise UserError(f"{source}: of an unknown network, {name[:50]!r}") from error
+    load_state(model, state_dict_of(content), source)
+    return model
+
+
+def load_pretrained(model: nn.Module, weights: Weights, classes: list[str]) -> bool:
+    """Load ``weights``, the head (``fc``) only if it is for ``classes``; else the model keeps its own.
+
+    Returns whether the head was taken over. Raises UserError like ``load_state``.
+    """
+    same_classes = weights.classes == classes
+    head = weights.state if same_classes else model.state_dict()
+    body = {key: value for key, value in weights.state.items() if not key.startswith("fc.")}
+    load_state(model, body | {key: value for key, value in head.items() if key.startswith("fc.")}, weights.source)
+    return same_classes
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """``load_state_dict``, strict; what does not fit is a UserError of one line that begins with ``source``."""
+    """``load_state_dict``, strict; what does not fit is a UserError of one line that begins with ``source``.
+
+    Floats of another precision are converted. BatchNorm's counters, which old files lack, may be missing.
+    """
     own = model.state_dict()
-    if missing := sorted(own.keys() - state.keys()):
-        raise UserError(
-            f"{source}: not the weights of this model: {missing[0]} is not in it ({len(missing)} keys are missing)"
-        )
-    if extra := sorted(state.keys() - own.keys()):
-        raise UserError(f"{source}: not the weights of this model: it has {extra[0]} ({len(extra)} keys too many)")
-    for key, value in own.items():
-        if not isinstance(state[key], Tensor) or state[key].shape != value.shape:
-            shape = tuple(getattr(state[key], "shape", ()))
-            raise UserError(
-                f"{source}: not the weights of this model: {key} is {shape} and should be {tuple(value.shape)}"
-            )
+    state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | state
+    if misfit := _misfit(own, state):
+        raise UserError(f"{source}: not the weights of this model: {misfit}; take weights of the same network")
     model.load_state_dict(state)
 
 
+def _network_of(checkpoint: dict[str, Any]) -> str | None:
+    recipe = checkpoint.get("recipe")
+    name = recipe.get("model") if isinstance(recipe, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    its, theirs = ([DESIGNS[key] for key in DESIGNS if key in keys] for keys in (missing, extra))
+    if its and theirs:
+        return f"they have {theirs[0]}, and it has {its[0]}"
+    if missing or extra:
+        sides = (("missing", missing), ("superfluous", extra))
+        return " and ".join(f"{what} is {keys[0][:80]!r} (1 of {len(keys)})" for what, keys in sides if keys)
+    for key, value in own.items():
+        found = state[key]
+        shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        if shape != tuple(value.shape):
+            return f"{key} is {shape} and should be {tuple(value.shape)}"
+        if found.layout != value.layout or found.is_meta or found.is_floating_point() < value.is_floating_point():
+            return f"{key} is no dense tensor of floats"
+    return ""
+
+
 def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The dictionary in a ``torch.save`` file. Raises UserError when it is absent, damaged or holds code."""
+    """The dictionary in a ``torch.save`` or ``.safetensors`` file. Raises UserError if absent, damaged or with code."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, or is no file")
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device=str(device))
         content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+    except pickle.UnpicklingError as error:  # whose text recommends to unpickle it nevertheless
+        way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
+        raise UserError(f"{path} is no checkpoint, or holds more than weights and plain values: {way_out}") from error
     except Exception as error:  # on a damaged file torch raises nearly anything
         raise UserError(f"{path} is no checkpoint, or a damaged one: {_first_line(error)}") from error
     if not isinstance(content, dict):
@@ -64,9 +136,17 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint of this project, or in a bare state dict."""
-    state = checkpoint.get("model", checkpoint)
-    return state if isinstance(state, dict) else {}
+    """The weights in a checkpoint, of this project or under ``state_dict``, or in a bare state dict.
+
+    Without the prefix that DistributedDataParallel and torch.compile put before all keys.
+    """
+    wrapped = (checkpoint.get(key) for key in ("model", "state_dict"))
+    state = next((value for value in wrapped if isinstance(value, dict)), checkpoint)
+    state = {str(key): value for key, value in state.items()}
+    for prefix in ("module.", "_orig_mod.", "module."):  # each may be around the other
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _first_line(error: Exception) -> str:
@@ -74,9 +154,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
-    entries = get_model_weights(name).__members__
+    entries = get_model_weights(name).__members__ if name in list_models() else {}
     if TORCHVISION[weights] not in entries:
-        raise UserError(f"--weights {weights}: torchvision has none for {name}; take --weights imagenet")
+        way_out = "--weights imagenet" if entries else "--weights FILE with timm's, --weights none, or --model resnet50"
+        raise UserError(f"--weights {weights}: torchvision has none for {name}; take {way_out}")
     entry = entries[TORCHVISION[weights]]
     try:
         # The file's name carries the hash of its content: a download that broke off is noticed.
