@@ -1,5 +1,6 @@
-"""From stored pictures to what the network sees: crop, flip and normalise a whole batch at once, where it lies."""
+"""From stored pictures to what the network sees: augment and normalise a whole batch at once, where it lies."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
@@ -9,6 +10,14 @@ from data.seeding import Purpose, generator
 # Of ImageNet; every set of torchvision's ResNet weights was trained with them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# RGB → YIQ. Y is the luminance of Rec. 601; I and Q, the chroma plane, are 0 for grey.
+YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+# RGB → RGB: to the luminance alone, and to the chroma alone, turned by 90° from I to Q.
+GREY = np.tile(YIQ[0], (3, 1))
+QUARTER_TURN = np.linalg.inv(YIQ) @ [[0, 0, 0], [0, 0, -1], [0, 1, 0]] @ YIQ
+# The principal components of ImageNet's RGB values from 0 to 1; each column of EIGENVECTORS is one.
+EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
 def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int) -> Tensor:
@@ -33,26 +42,124 @@ def center_crop(images: Tensor, crop: int) -> Tensor:
     return functional.center_crop(images.permute(0, 3, 1, 2), [crop, crop]).permute(0, 2, 3, 1)
 
 
+def random_windows(batch: int, seed: int, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of 8 to 100 % of a square picture and ratio 3/4 to 4/3 (log-uniform), as RandomResizedCrop draws them.
+
+    Returns (4, b) top, left, height, width in sides of the picture, and (b,) bool, whether to mirror: probability 1/2.
+    """
+    tries = 10
+    draws = generator(seed, Purpose.CROP, iteration).random((batch, 2 * tries + 3))
+    area, ratio = 0.08 + 0.92 * draws[:, :tries], (4 / 3) ** (2 * draws[:, tries:-3] - 1)
+    sizes = np.sqrt([area / ratio, area * ratio])
+    sizes = np.concatenate([sizes, np.ones((2, batch, 1))], axis=2)  # the whole picture, where no try fits
+    first = (sizes <= 1).all(axis=0).argmax(axis=1)
+    size = sizes[:, np.arange(batch), first]
+    corner = draws[:, -3:-1].T * (1 - size)
+    return np.concatenate([corner, size]), draws[:, -1] < 0.5
+
+
+def resized_crop(images: Tensor, windows: np.ndarray, flip: np.ndarray, crop: int) -> Tensor:
+    """Each picture's window, resized bilinearly, mirrored where ``flip``. windows, flip: as random_windows returns.
+
+    (b, side, side, 3) uint8 → (b, crop, crop, 3) float32, 0 to 255. Without antialiasing: most windows are smaller than
+    ``crop``, and none is more than side / crop times as large (256 / 224 by default).
+    """
+    centers, side = (np.arange(crop) + 0.5) / crop, images.shape[1]
+    top, left, height, width = windows[..., None]
+    rows, columns = top + height * centers, left + width * np.where(flip[:, None], centers[::-1], centers)
+    # Border padding is done here: grid_sample lacks it on MPS before torch 2.13. And affine_grid is a matrix product,
+    # which autocast or TF32 would round by a fraction of a pixel.
+    edge = 1 - 1 / side
+    y, x = (
+        torch.from_numpy((2 * place - 1).clip(-edge, edge)).float().to(images.device, non_blocking=True)
+        for place in (rows, columns)
+    )
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    out = nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, align_corners=False)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def random_colours(batch: int, seed: int, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+    """(3, b) coefficients of hue, saturation and brightness from [0.6, 1.4], and (b, 3) noise, for RGB from 0 to 1.
+
+    He et al. 2019, section 2.1. The noise is N(0, 0.1) eigenvalues along each eigenvector (Krizhevsky et al. 2012).
+    """
+    rng = generator(seed, Purpose.COLOUR, iteration)
+    coefficients = rng.uniform(0.6, 1.4, (batch, 3)).T
+    return coefficients, (rng.normal(0, 0.1, (batch, 3)) * EIGENVALUES) @ EIGENVECTORS.T
+
+
+def colour_maps(coefficients: np.ndarray, noise: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Each picture's affine map of colours, normalisation included: (b, 3, 3) and (b, 3) float32, for RGB 0 to 255.
+
+    Hue turns the chroma plane of YIQ by (coefficient − 1)·π, as MXNet does, where the paper's networks were trained.
+    Saturation, a blend with the luminance, stretches that plane; brightness is a factor; then the noise is added.
+    """
+    hue, saturation, brightness = coefficients[..., None, None]
+    turn = saturation * np.exp(1j * np.pi * (hue - 1))
+    matrix = brightness * (GREY + turn.real * (np.eye(3) - GREY) + turn.imag * QUARTER_TURN)
+    matrix, shift = matrix / (255 * np.array(STD)[:, None]), (noise - MEAN) / STD
+    return torch.from_numpy(matrix).float(), torch.from_numpy(shift).float()
+
+
+def apply_colours(images: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """(b, h, w, 3) float32 → the same, each pixel mapped; matrix, shift: as colour_maps returns.
+
+    Not clamped: what a file cannot hold, a network can take.
+    """
+    matrix, shift = (tensor.to(images.device, non_blocking=True) for tensor in (matrix, shift))
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.baddbmm(shift[:, None], images.flatten(1, 2), matrix.mT).view_as(images)
+
+
+def mixup(images: Tensor, labels: Tensor, classes: int, share: float) -> tuple[Tensor, Tensor]:
+    """share·x + (1 − share)·x', x' being the picture before in the batch (Zhang et al. 2018; He et al., section 5.4).
+
+    images: (b, …) float. labels: (b,) int64. Returns the mixed images and (b, classes) float32 targets.
+    torchvision's MixUp is the same, but draws from torch's global generator, whose state depends on what ran before.
+    """
+    targets = nn.functional.one_hot(labels, classes).float()
+    return images.roll(1, 0).lerp(images, share), targets.roll(1, 0).lerp(targets, share)
+
+
 class Transform(nn.Module):
-    """(b, side, side, 3) uint8 → (b, 3, crop, crop) float32, (x/255 − mean) / std, in channels-last memory format."""
+    """(b, side, side, 3) uint8 → (b, 3, crop, crop) float32, (x/255 − mean) / std, in channels-last memory format.
+
+    augment: "crop" (window and flip), "resized-crop" (Inception's), or "paper": that, then colours (He et al. 2019,
+    section 2.1). mixup: α of λ ~ Beta(α, α), one for each batch, or 0 for none; it needs the number of ``classes``.
+    """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, crop: int, seed: int = 0):
+    def __init__(self, crop: int, seed: int = 0, augment: str = "crop", mixup: float = 0.0, classes: int = 0):
         super().__init__()
-        self.crop, self.seed = crop, seed
+        assert augment in ("crop", "resized-crop", "paper")
+        assert mixup == 0 or classes
+        self.crop, self.seed, self.augment, self.mixup, self.classes = crop, seed, augment, mixup, classes
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def random(self, images: Tensor, iteration: int) -> Tensor:
-        """What training sees at 0-based ``iteration``."""
-        return self._normalise(random_crop_flip(images, self.crop, self.seed, iteration))
+    def random(self, images: Tensor, labels: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        """What training sees at 0-based ``iteration``, and the targets: ``labels``, or (b, classes) with mixup."""
+        views = self._augment(images, iteration)
+        if self.mixup:
+            share = generator(self.seed, Purpose.MIXUP, iteration).beta(self.mixup, self.mixup)
+            views, labels = mixup(views, labels, self.classes, share)
+        return views.permute(0, 3, 1, 2), labels
 
     def center(self, images: Tensor) -> Tensor:
         """What evaluation sees."""
-        return self._normalise(center_crop(images, self.crop))
+        return self._normalise(center_crop(images, self.crop)).permute(0, 3, 1, 2)
+
+    def _augment(self, images: Tensor, iteration: int) -> Tensor:
+        if self.augment == "crop":
+            return self._normalise(random_crop_flip(images, self.crop, self.seed, iteration))
+        views = resized_crop(images, *random_windows(len(images), self.seed, iteration), self.crop)
+        if self.augment == "resized-crop":
+            return self._normalise(views)
+        return apply_colours(views, *colour_maps(*random_colours(len(images), self.seed, iteration)))
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return (images * self.scale + self.shift).permute(0, 3, 1, 2)
+        return images * self.scale + self.shift

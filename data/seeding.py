@@ -11,6 +11,8 @@ class Purpose(IntEnum):
     SPLIT = 0
     ORDER = 1
     CROP = 2
+    COLOUR = 3
+    MIXUP = 4
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
