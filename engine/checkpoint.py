@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,46 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch import nn
 
+from engine.recipe import Recipe
 from errors import UserError
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that training consists of at one instant; what is random or scheduled follows from the iteration."""
+    """All that training consists of at one instant; what is random or scheduled follows from the iteration.
+
+    average: the moving average of ``model``, where there is one; it is then the checkpoint's ``model``.
+    """
 
     trainer: Engine
     model: nn.Module
+    average: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     metrics: dict[str, Metric]
     classes: list[str]
+    recipe: Recipe
 
     def content(self, epoch_done: bool) -> dict[str, Any]:
         """What goes into a checkpoint. epoch_done: the epoch that ends here, if one does, is validated and recorded."""
+        online = {"online": self.model.state_dict()} if self.average else {}
         return {
-            "model": self.model.state_dict(),
+            "model": (self.average or self.model).state_dict(),
+            **online,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
             "trainer": self.trainer.state_dict(),
             "epoch_done": epoch_done,
             "classes": self.classes,
+            "recipe": asdict(self.recipe),
         }
 
     def restore(self, content: dict[str, Any]) -> None:
         """From a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
-        self.model.load_state_dict(content["model"])
+        self.model.load_state_dict(content["online" if self.average else "model"])
+        if self.average:
+            self.average.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"]:  # empty where training was in another precision
             self.scaler.load_state_dict(content["scaler"])

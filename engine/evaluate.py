@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.handlers import EpochOutputStore
-from torch import nn
 
 from data.augment import Transform
 from data.dataset import Dataset, read_all
@@ -22,8 +21,7 @@ from engine.machine import Machine
 from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
-from models.resnet import build_model
-from models.weights import load_file, load_state, state_dict_of
+from models.weights import trained_model
 
 
 def evaluate(
@@ -42,7 +40,8 @@ def evaluate(
     """
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
-    model = trained_model(run, run.checkpoint(checkpoint)).to(device)
+    file = run.checkpoint(checkpoint)
+    model = trained_model(file, f"--checkpoint {file}", classes, recipe.model).to(device)
     if machine.compile:
         model.compile()
     dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
@@ -68,19 +67,6 @@ def evaluate(
     )
     run.write_json(f"{stem}.json", {**result, **about})
     return result
-
-
-def trained_model(run: RunDir, checkpoint: Path) -> nn.Module:
-    """The run's network with a checkpoint's weights. Raises UserError where they are of other classes."""
-    content, classes = load_file(checkpoint), run.classes
-    if (trained := content.get("classes", classes)) != classes:
-        raise UserError(
-            f"--checkpoint {checkpoint}: its {len(trained)} classes are not the {len(classes)} of {run.path}; "
-            "give the --run that it is from"
-        )
-    model = build_model(run.recipe.model, len(classes))
-    load_state(model, state_dict_of(content), f"--checkpoint {checkpoint}")
-    return model
 
 
 def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:

@@ -1,5 +1,6 @@
 """What is attached to the engines: learning rate, progress, divergence guard, stop signals, history, checkpoints."""
 
+import logging
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -7,13 +8,16 @@ from time import perf_counter
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import EMAHandler, ProgressBar
 from ignite.metrics import Metric
+from torch import nn
 
 from engine.checkpoint import copy_checkpoint
 from engine.rundir import RunDir
 from engine.signals import StopSignals
 from errors import Diverged, Stopped
+
+log = logging.getLogger("plumage")
 
 
 def learning_rate(iteration: int, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
@@ -31,12 +35,35 @@ def learning_rate(iteration: int, total: int, warmup: int, peak: float, schedule
 
 
 def attach_learning_rate(trainer: Engine, optimizer: torch.optim.Optimizer, rate: Callable[[int], float]) -> None:
-    """``rate`` of the 0-based iteration, set before its step: a function of where training is, so there is no state."""
+    """``rate`` of the 0-based iteration, set before its step: a function of where training is, so there is no state.
+
+    Each parameter group's rate is its ``lr_scale`` times that.
+    """
 
     @trainer.on(Events.ITERATION_STARTED)
     def set_rate() -> None:
         for group in optimizer.param_groups:
-            group["lr"] = rate(trainer.state.iteration - 1)
+            group["lr"] = group["lr_scale"] * rate(trainer.state.iteration - 1)
+
+
+def attach_freezing(trainer: Engine, model: nn.Module, head: nn.Module, epochs: int) -> None:
+    """In the first ``epochs`` only ``head`` learns; the rest keeps its weights and its BatchNorms' statistics."""
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def freeze() -> None:
+        learns = trainer.state.epoch > epochs
+        model.train(learns).requires_grad_(learns)
+        head.train().requires_grad_(True)
+
+
+def attach_ema(trainer: Engine, model: nn.Module, decay: float) -> nn.Module:
+    """The exponential moving average of ``model``: decay·average + (1 − decay)·model after each step, buffers included.
+
+    Attach before what reads it at the end of a step.
+    """
+    ema = EMAHandler(model, momentum=1 - decay, handle_buffers="update")
+    ema.attach(trainer)
+    return ema.ema_model
 
 
 def attach_divergence_guard(trainer: Engine, loss: Metric, every: int) -> None:
@@ -145,6 +172,22 @@ def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], run: RunDi
     def keep() -> None:
         save(True)
         keep_best(run, trainer.state.epoch)
+
+
+def attach_early_stopping(trainer: Engine, patience: int, run: RunDir) -> None:
+    """Stop after ``patience`` epochs that were no better than the best. Attach last. Its only state is the history."""
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def stop() -> None:
+        if is_over(run, patience):
+            log.info(f"stopping early: {patience} epochs were no better than the best")
+            trainer.terminate()
+
+
+def is_over(run: RunDir, patience: int) -> bool:
+    """Whether early stopping has ended ``run``, as its history tells; never with a patience of 0."""
+    rows = run.history if patience else []
+    return bool(rows) and rows[-1]["epoch"] - run.best_epoch["epoch"] >= patience
 
 
 def keep_best(run: RunDir, epoch: int) -> None:

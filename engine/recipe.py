@@ -34,19 +34,45 @@ class Recipe:
         "finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper")
     )
     model: str = _option(
-        "resnet50", "The network.", choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+        "resnet50",
+        "The network. resnet50 is the paper's B, resnet50v1 the original, resnet50c and resnet50d its C and D.",
+        choices=tuple(f"resnet{kind}" for kind in ("18", "34", "50", "101", "152", "50c", "50d", "50v1")),
     )
-    weights: str = _option("imagenet", "What training starts from: imagenet, imagenet-v2, none, or a file.")
+    weights: str = _option(
+        "imagenet", "What training starts from: imagenet, imagenet-v2, none, a file of weights, or a run."
+    )
     zero_gamma: bool = _option(False, "Let each residual block begin as the identity; only with --weights none.")
     resize: int = _option(256, "Pictures become squares of this side, in pixels.", SIDE)
     crop: int = _option(
         224, "Side of what the network sees: a random window in training, the centre in evaluation.", SIDE
     )
+    augment: str = _option(
+        "crop",
+        "Random windows of --crop, flipped; resized-crop: of 8 to 100 % of the picture, resized to --crop; "
+        "paper: these with changed colours.",
+        choices=("crop", "resized-crop", "paper"),
+    )
+    mixup: float = _option(
+        0.0,
+        "Mix each picture with another of its batch, in shares from Beta(this, this); 0: off. A training prediction "
+        "then counts as right if it names the picture with the larger share.",
+        AT_LEAST_0,
+    )
     batch_size: int = _option(64, "Pictures per step.", ("at least 2, for BatchNorm", lambda value: value >= 2))
+    accumulate: int = _option(
+        1,
+        "Compute each step's --batch-size pictures in this many parts, one after the other, for less memory; "
+        "BatchNorm sees the parts.",
+        ("at least 1", lambda value: value >= 1),
+    )
     lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
     epochs: int = _option(60, "Times through the training set.", ABOVE_0)
     seed: int = _option(0, "Of every random draw.", ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63))
     smoothing: float = _option(0.1, "Label smoothing: the probability that goes to the wrong classes.", FRACTION)
+    teacher: str = _option(
+        "none", "Learn from this run's outputs too (distillation): a run of the same classes, or its checkpoint."
+    )
+    temperature: float = _option(20.0, "Of distillation: what both outputs are divided by.", ABOVE_0)
     val_fraction: float = _option(
         0.2,
         "Of each class, held out where the data has no split.",
@@ -54,10 +80,21 @@ class Recipe:
     )
     momentum: float = _option(0.9, "Nesterov momentum of SGD.", FRACTION)
     weight_decay: float = _option(1e-4, "L2 penalty.", AT_LEAST_0)
+    bias_decay: bool = _option(True, "Let biases and BatchNorm decay too, not only the layers' weights.")
     warmup_epochs: float = _option(0.0, "Epochs in which the rate rises from 0.", AT_LEAST_0)
     schedule: str = _option(
         "cosine", "The rate after warm-up; step: a tenth at each quarter.", choices=("cosine", "step", "constant")
     )
+    head_lr_multiplier: float = _option(1.0, "The last layer's rate is this times --lr.", ABOVE_0)
+    freeze_backbone_epochs: int = _option(0, "Epochs at the start in which only the last layer learns.", AT_LEAST_0)
+    clip_grad_norm: float = _option(0.0, "Scale gradients of a larger norm down to this; 0: off.", AT_LEAST_0)
+    ema: float = _option(
+        0.0,
+        "Decay of an exponential moving average of the weights, which is then what is evaluated and kept; it spans "
+        "about 1 / (1 - this) steps; 0: off.",
+        FRACTION,
+    )
+    early_stopping: int = _option(0, "Stop after this many epochs without a better one; 0: off.", AT_LEAST_0)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -71,21 +108,30 @@ class Recipe:
         if self.crop > self.resize:
             raise UserError(f"--crop {self.crop}: must not be larger than --resize {self.resize}")
         if self.zero_gamma and self.weights != "none":
-            raise UserError("--zero-gamma would undo pretrained weights: take it with --weights none, or leave it out")
+            raise UserError("--zero-gamma would undo pretrained weights: give --weights none, or --no-zero-gamma")
+        if self.freeze_backbone_epochs and self.weights == "none":
+            raise UserError("--freeze-backbone-epochs would keep random weights: take it with pretrained --weights")
+        if self.freeze_backbone_epochs > self.epochs:
+            raise UserError(f"--freeze-backbone-epochs {self.freeze_backbone_epochs}: there are {self.epochs} --epochs")
+        if 2 * self.accumulate > max(self.batch_size, 2):
+            raise UserError(
+                f"--accumulate {self.accumulate}: of --batch-size {self.batch_size}, each part needs two pictures"
+            )
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"--warmup-epochs {self.warmup_epochs:g} must be below --epochs {self.epochs}; give both")
 
     @classmethod
     def create(cls, given: Mapping[str, Any]) -> "Recipe":
         """The recipe of the options ``given`` by hand over the preset's. Paths become absolute; lr "auto" a number."""
-        preset = given.get("preset") or ("demo" if given.get("data", cls.data) == "birds" else cls.preset)
+        preset = given.get("preset") or ("demo" if is_birds(given.get("data", cls.data)) else cls.preset)
         if preset not in PRESETS:
             raise UserError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
         values = {**PRESETS[preset], **given, "preset": preset}
         if values.get("lr", "auto") == "auto":
             values["lr"] = 0.1 * values.get("batch_size", cls.batch_size) / 256
-        for name, named in (("data", ("birds", "cub200")), ("weights", ("imagenet", "imagenet-v2", "none"))):
-            if name in values and values[name] not in named:
+        named = {"data": ("cub200",), "weights": ("imagenet", "imagenet-v2", "none"), "teacher": ("none",)}
+        for name, words in named.items():
+            if name in values and values[name] not in words and not (name == "data" and is_birds(values[name])):
                 try:
                     values[name] = str(Path(values[name] or "\0").expanduser().resolve())
                 except (RuntimeError, ValueError, OSError) as error:
@@ -110,6 +156,11 @@ class Recipe:
         ]
 
 
+def is_birds(data: str) -> bool:
+    """Whether ``--data`` means the built-in birds: ``birds``, or a draw of one's own such as ``birds:species=50``."""
+    return data.partition(":")[0] == "birds"
+
+
 def option_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
@@ -128,6 +179,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 5,
         "warmup_epochs": 1.0,
     },
-    # He et al. 2019, section 5.3: ImageNet from scratch.
-    "paper": {"weights": "none", "zero_gamma": True, "batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
+    # He et al. 2019: ImageNet from scratch with every trick that the paper keeps, but for a teacher (table 6).
+    "paper": {
+        "model": "resnet50d",
+        "weights": "none",
+        "zero_gamma": True,
+        "augment": "paper",
+        "mixup": 0.2,
+        "batch_size": 256,
+        "epochs": 120,
+        "bias_decay": False,
+        "warmup_epochs": 5.0,
+    },
 }

@@ -135,9 +135,15 @@ def replace_file(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+def weights_file(weights: str) -> str:
+    """The file that a recipe's ``weights`` or ``teacher`` means: of a run's folder, its best checkpoint."""
+    path = Path(weights)
+    return str(RunDir(path).best) if path.is_absolute() and path.is_dir() else weights
+
+
 def next_run(home: Path, data: str) -> RunDir:
     """``home/<data name>-<n>`` with the smallest n above all that are there; made at once, so that no other gets it."""
-    name = Path(data).name[:100] or "data"
+    name = Path(data).name.partition(":")[0][:100] or "data"
     taken = [
         int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))
     ]

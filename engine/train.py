@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from torch import nn
 
 from data.augment import Transform
 from data.dataset import Dataset, prepare, recall
@@ -16,16 +17,16 @@ from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import handlers
 from engine.checkpoint import TrainingState, save_checkpoint
-from engine.criterion import LabelSmoothingLoss
+from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import RunDir
+from engine.rundir import RunDir, weights_file
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
 from errors import UserError
-from models.resnet import build_model
-from models.weights import load_file, load_pretrained, pretrained_state
+from models.resnet import build_model, parameter_groups
+from models.weights import Weights, load_file, load_pretrained, pretrained_weights, trained_model
 
 log = logging.getLogger("plumage")
 
@@ -34,28 +35,21 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
     # All that can be known without decoding a picture comes first.
     samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
-    pretrained = None
-    if recipe.weights != "none" and not run.last.exists():
-        pretrained = pretrained_state(recipe.model, recipe.weights)
+    classes, device = samples.classes if samples else run.classes, machine.device
+    teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
     dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
-    classes, store, device = dataset.samples.classes, dataset.store, machine.device
+    store = dataset.store
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
 
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(classes), recipe.zero_gamma)
-    if pretrained is not None:
-        load_pretrained(model, pretrained, f"--weights {recipe.weights}")
-    model.to(device)
-    if machine.compile:
-        model.compile()
+    model = initial_model(recipe, pretrained, classes).to(device)
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
+    distillation = DistillationLoss(teacher.to(device), recipe.temperature) if teacher else None
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        parameter_groups(model, recipe.weight_decay, recipe.bias_decay, recipe.head_lr_multiplier),
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
         fused=device.type != "mps",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
@@ -66,12 +60,20 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         peak=recipe.lr,
         schedule=recipe.schedule,
     )
-    view = Transform(recipe.crop, recipe.seed).to(device)
+    view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
 
-    trainer = create_trainer(model, optimizer, criterion, view.random, machine.autocast, scaler, device)
-    evaluator = create_evaluator(model, criterion, view.center, machine.autocast, device, len(classes))
+    trainer = create_trainer(
+        model, optimizer, criterion, view.random, machine.autocast, scaler, device,
+        distillation=distillation, accumulate=recipe.accumulate, clip_grad_norm=recipe.clip_grad_norm,
+    )  # fmt: skip
+    average = handlers.attach_ema(trainer, model, recipe.ema) if recipe.ema else None
+    evaluated = average or model
+    evaluator = create_evaluator(evaluated, criterion, view.center, machine.autocast, device, len(classes))
     metrics = attach_training_metrics(trainer, steps, device)
-    state = TrainingState(trainer, model, optimizer, scaler, metrics, classes)
+    state = TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe)
+    if machine.compile:
+        for network in {model, evaluated}:
+            network.compile()
 
     def validate() -> dict[str, float]:
         batches = eval_batches(store, val_rows, val_labels, recipe.batch_size, machine.pin)
@@ -86,12 +88,15 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
 
     handlers.attach_learning_rate(trainer, optimizer, rate)
+    if recipe.freeze_backbone_epochs:
+        handlers.attach_freezing(trainer, model, model.get_submodule("fc"), recipe.freeze_backbone_epochs)
     handlers.attach_divergence_guard(trainer, metrics["loss"], machine.look_every)
     handlers.attach_progress(trainer, "training", recipe.batch_size, machine.look_every, show)
     handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
     handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
     handlers.attach_checkpoints(trainer, save, run)
     handlers.attach_epoch_line(trainer, run)
+    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
     for engine in (trainer, evaluator):
         handlers.attach_stop(engine, signals, save)
 
@@ -99,13 +104,34 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         begin(run, recipe, dataset, machine)
     with signals.deferred():
         resume(state, run, device)
-        if trainer.state.epoch < recipe.epochs:
-            start = trainer.state.iteration
-            batches = train_batches(store, train_rows, train_labels, recipe.batch_size, recipe.seed, start, machine.pin)
-            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
+        if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
+            log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
         else:
-            log.info(f"{run.path}: all {recipe.epochs} epochs are done")
+            batches = train_batches(
+                store, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration, machine.pin
+            )
+            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
     return run.best_epoch
+
+
+def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
+    file = weights_file(recipe.teacher)
+    return None if recipe.teacher == "none" else trained_model(file, f"--teacher {file}", classes)
+
+
+def load_weights(recipe: Recipe, run: RunDir) -> Weights | None:
+    """What a run starts from that has not begun and is not trained from scratch."""
+    needed = recipe.weights != "none" and not run.last.exists()
+    return pretrained_weights(recipe.model, weights_file(recipe.weights)) if needed else None
+
+
+def initial_model(recipe: Recipe, pretrained: Weights | None, classes: list[str]) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, len(classes), recipe.zero_gamma)
+    if pretrained is not None:
+        same = load_pretrained(model, pretrained, classes)
+        log.info(f"{pretrained.source}: the head is {'taken over' if same else f'new, for {len(classes)} classes'}")
+    return model
 
 
 def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:

@@ -13,31 +13,56 @@ def create_trainer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     criterion: Callable[[Tensor, Tensor], Tensor],
-    transform: Callable[[Tensor, int], Tensor],
+    transform: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
     autocast: Callable[[], torch.autocast],
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    *,
+    distillation: Callable[[Tensor, Tensor], Tensor] | None = None,
+    accumulate: int = 1,
+    clip_grad_norm: float = 0.0,
 ) -> Engine:
     """An Engine over (iteration, uint8 pictures, labels).
 
-    Its output: ``loss`` (0-d), ``logits`` (b, K) and ``labels`` (b,), on the device.
+    Its output: ``loss`` (0-d), ``logits`` (b, K) and ``labels`` (b,), on the device; of mixed pictures, the label of
+    the one with the larger share.
 
-    transform: (uint8 pictures as stored, 0-based iteration) → float pictures as the network sees them.
+    transform: (uint8 pictures as stored, labels, 0-based iteration) → float pictures as the network sees them, targets.
+    distillation: (logits, pictures) → what is added to the loss.
+    accumulate: how many parts a batch is computed in; the gradient is that of the mean over the whole batch.
+    clip_grad_norm: the largest norm that the gradient may have; 0: any.
     Nothing in the step waits for the device, so that the next batch is prepared while this one is computed.
     """
 
-    def step(engine: Engine, batch: tuple[int, Tensor, Tensor]) -> dict[str, Tensor]:
-        iteration, stored, labels = batch
-        images = transform(stored.to(device, non_blocking=True), iteration)
-        labels = labels.to(device, non_blocking=True)
+    def loss_of(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with autocast():
             logits = model(images)
-        loss = criterion(logits, labels)
+            loss = criterion(logits, targets)
+            return (loss + distillation(logits, images) if distillation else loss), logits.detach()
+
+    def step(engine: Engine, batch: tuple[int, Tensor, Tensor]) -> dict[str, Tensor]:
+        iteration, stored, labels = batch
+        stored, labels = (tensor.to(device, non_blocking=True) for tensor in (stored, labels))
+        images, targets = transform(stored, labels, iteration)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        parts = max(min(accumulate, len(images) // 2), 1)  # BatchNorm needs two pictures in each
+        total, logits = torch.zeros((), device=device), []
+        for part, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            loss, seen = loss_of(part, wanted)
+            loss = loss * (len(part) / len(images))
+            scaler.scale(loss).backward()
+            total += loss.detach()
+            logits.append(seen)
+        if clip_grad_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        return {"loss": loss.detach(), "logits": logits.detach(), "labels": labels}
+        return {
+            "loss": total,
+            "logits": torch.cat(logits),
+            "labels": targets if targets.ndim == 1 else targets.argmax(1),
+        }
 
     trainer = Engine(step)
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda: model.train())
@@ -47,6 +72,7 @@ def create_trainer(
 def attach_training_metrics(trainer: Engine, epoch_length: int, device: torch.device) -> dict[str, Metric]:
     """``loss`` and ``accuracy`` over the epoch so far, as the network was at each step, accumulated on the device.
 
+    With mixup, a prediction is right where it is the class of the picture with the larger share.
     They begin with the epoch's first iteration and not with EPOCH_STARTED, which fires again where an epoch is resumed.
     """
     metrics: dict[str, Metric] = {

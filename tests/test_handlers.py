@@ -5,12 +5,16 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Loss
+from torch import nn
 
 from engine.checkpoint import save_checkpoint
 from engine.handlers import (
     attach_checkpoints,
     attach_divergence_guard,
+    attach_early_stopping,
+    attach_ema,
     attach_epoch_line,
+    attach_freezing,
     attach_history,
     attach_learning_rate,
     attach_progress,
@@ -66,13 +70,67 @@ def test_cosine_is_torchs():
         scheduler.step()
 
 
-def test_each_step_is_taken_with_its_rate():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0)
+def test_each_step_is_taken_with_its_rate_times_its_groups_scale():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr_scale": scale} for scale in (1.0, 10.0)]
+    optimizer = torch.optim.SGD(groups, lr=9.0)
     seen = []
-    trainer = Engine(lambda engine, batch: seen.append(optimizer.param_groups[0]["lr"]))
+    trainer = Engine(lambda engine, batch: seen.append([group["lr"] for group in optimizer.param_groups]))
     attach_learning_rate(trainer, optimizer, lambda iteration: learning_rate(iteration, 6, 2, 0.4))
     trainer.run([0, 1, 2], max_epochs=2)
-    assert seen == rates(total=6, warmup=2)
+    assert seen == [[rate, 10 * rate] for rate in rates(total=6, warmup=2)]
+
+
+def test_the_average_is_that_of_a_plain_loop():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def step(engine, batch):
+        with torch.no_grad():
+            model[0].weight += torch.randn(4, 3)
+        model(torch.randn(5, 3))
+
+    trainer = Engine(step)
+    average = attach_ema(trainer, model, 0.9)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def plain_loop():
+        for key, value in model.state_dict().items():
+            whole = value.dtype == torch.int64  # BatchNorm's count of batches
+            expected[key] = value.clone() if whole else 0.9 * expected[key] + 0.1 * value
+
+    trainer.run([0] * 5)
+    assert not average.training
+    for key, value in average.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+    assert not torch.allclose(average[0].weight, model[0].weight)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics_while_the_head_learns():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+    def step(engine, batch):
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+
+    def changed(before):
+        return {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+
+    trainer, states = Engine(step), [{key: value.clone() for key, value in model.state_dict().items()}]
+    attach_freezing(trainer, model, model[2], 2)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def remember():
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        model.eval()  # as validation leaves it
+
+    trainer.run([0, 0], max_epochs=2)
+    assert changed(states[0]) == {"2"}
+    trainer.run([0, 0], max_epochs=3)
+    assert changed(states[2]) == {"0", "1", "2"}
 
 
 def toy_trainer(losses):
@@ -111,7 +169,7 @@ def run(tmp_path) -> RunDir:
     return run
 
 
-def train_toy(run, accuracies):
+def train_toy(run, accuracies, patience=0):
     """Epochs of two iterations whose validation gives ``accuracies``; checkpoints hold the epoch's number."""
     trainer, _, optimizer = toy_trainer([1.0, 3.0] * len(accuracies))
     values = iter(accuracies)
@@ -122,6 +180,7 @@ def train_toy(run, accuracies):
     attach_history(trainer, validate, optimizer, 4, run)
     attach_checkpoints(trainer, lambda done: save_checkpoint(run.last, {"epoch": trainer.state.epoch}), run)
     attach_epoch_line(trainer, run)
+    attach_early_stopping(trainer, patience, run)
     trainer.run([0, 0], max_epochs=len(accuracies))
 
 
@@ -149,6 +208,15 @@ def test_best_is_by_validation_accuracy_ties_to_the_earlier(run, accuracies, bes
     train_toy(run, accuracies)
     assert load_file(run.best) == {"epoch": best}
     assert load_file(run.last) == {"epoch": len(accuracies)}
+
+
+@pytest.mark.parametrize(
+    ("patience", "epochs"),
+    [(0, 6), (1, 2), (2, 5), (3, 6)],  # a tie is no better epoch
+)
+def test_early_stopping_is_after_so_many_epochs_without_a_better_one(run, patience, epochs):
+    train_toy(run, [0.5, 0.5, 0.6, 0.4, 0.6, 0.1], patience)
+    assert len(run.history) == epochs
 
 
 def test_a_line_that_cannot_be_printed_costs_no_checkpoint(run, monkeypatch):

@@ -269,6 +269,10 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(plumage, tmp_path, case)
         (["--precision", "fp16"], "--precision"),
         (["--workers", "0"], "--workers"),
         (["--zero-gamma", "--weights", "imagenet"], "--zero-gamma"),
+        (["--model", "resnet50d", "--weights", "imagenet"], "--weights"),
+        (["--freeze-backbone-epochs", "1"], "--freeze-backbone-epochs"),
+        (["--teacher", "nowhere"], "nowhere"),
+        (["--data", "birds:species=few"], "--data"),
         (["--no-such-option"], "--no-such-option"),
         (["stray"], "stray"),
     ],
@@ -304,7 +308,7 @@ def test_a_run_that_exists_is_not_touched(trained, plumage, photos):
 def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, plumage, photos, tmp_path):
     code, _, err = plumage("train", "--data", photos, "--resume")
     assert code == 0
-    assert "all 2 epochs are done" in err
+    assert "finished after epoch 2; nothing is left to do" in err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
 
 
@@ -339,13 +343,30 @@ def test_weights_of_another_network_are_refused_and_nothing_is_left(plumage, pho
     assert not (tmp_path / "r").exists()
 
 
-def test_fine_tuning_from_a_file(trained, plumage, photos, tmp_path):
+@pytest.mark.parametrize("what", ["a checkpoint", "a run", "a bare state dict"])
+def test_fine_tuning_from_weights(trained, plumage, photos, tmp_path, what):
     best = trained / "checkpoints" / "best.pt"
-    options = [*TINY, "--weights", best, "--lr", "1e-9", "--epochs", "1", "--run", tmp_path / "r"]
-    assert plumage("train", "--data", photos, *options)[0] == 0
-    begun, ended = (torch.load(path)["model"] for path in (best, tmp_path / "r" / "checkpoints" / "last.pt"))
+    begun = torch.load(best)["model"]
+    torch.save(begun, tmp_path / "bare.pth")
+    weights = {"a checkpoint": best, "a run": trained, "a bare state dict": tmp_path / "bare.pth"}[what]
+    options = [*TINY, "--weights", weights, "--lr", "1e-9", "--epochs", "1", "--run", tmp_path / "r"]
+    code, _, err = plumage("train", "--data", photos, *options)
+    assert code == 0, err
+    ended = torch.load(tmp_path / "r" / "checkpoints" / "last.pt")["model"]
     assert torch.allclose(begun["layer4.1.conv2.weight"], ended["layer4.1.conv2.weight"], atol=1e-6)
-    assert not torch.allclose(begun["fc.weight"], ended["fc.weight"], atol=1e-3)  # the head is begun anew
+    same_classes = what != "a bare state dict"  # which does not name its classes
+    assert torch.allclose(begun["fc.weight"], ended["fc.weight"], atol=1e-6) == same_classes
+    assert ("taken over" if same_classes else "new, for 3 classes") in err
+
+
+def test_learning_from_a_run(trained, plumage, photos, tmp_path):
+    options = [*TINY, "--teacher", trained, "--mixup", "0.2", "--ema", "0.5", "--epochs", "1", "--run", tmp_path / "r"]
+    code, _, err = plumage("train", "--data", photos, *options)
+    assert code == 0, err
+    code, out, _ = plumage("eval", "--run", tmp_path / "r", "--json")
+    assert code == 0
+    row = json.loads((tmp_path / "r" / "history.jsonl").read_text())
+    assert json.loads(out)["nll"] == row["val_nll"]
 
 
 def test_a_run_directory_that_cannot_be_written(plumage, photos, tmp_path):

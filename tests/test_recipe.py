@@ -9,12 +9,9 @@ from errors import UserError
 
 def test_the_defaults_are_the_reference_reports():
     recipe = Recipe.create({"data": "cub200"})
-    assert asdict(recipe) == {
-        "data": "cub200",
-        "preset": "finetune",
+    report = {
         "model": "resnet50",
         "weights": "imagenet",
-        "zero_gamma": False,
         "resize": 256,
         "crop": 224,
         "batch_size": 64,
@@ -28,10 +25,27 @@ def test_the_defaults_are_the_reference_reports():
         "warmup_epochs": 0.0,
         "schedule": "cosine",
     }
+    off = {
+        "zero_gamma": False,
+        "augment": "crop",
+        "mixup": 0.0,
+        "accumulate": 1,
+        "teacher": "none",
+        "temperature": 20.0,
+        "bias_decay": True,
+        "head_lr_multiplier": 1.0,
+        "freeze_backbone_epochs": 0,
+        "clip_grad_norm": 0.0,
+        "ema": 0.0,
+        "early_stopping": 0,
+    }
+    assert asdict(recipe) == {"data": "cub200", "preset": "finetune", **report, **off}
 
 
 def test_birds_take_the_demo_and_folders_finetune(tmp_path):
     assert Recipe.create({}).preset == "demo"
+    assert Recipe.create({"data": "birds:species=50"}).preset == "demo"
+    assert Recipe.create({"data": "birds:species=50"}).data == "birds:species=50"
     assert Recipe.create({"data": str(tmp_path)}).preset == "finetune"
     assert Recipe.create({"preset": "finetune"}).weights == "imagenet"
     assert Recipe.create({"data": "cub200", "preset": "demo"}).resize == PRESETS["demo"]["resize"]
@@ -78,6 +92,15 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
         ("model", ["vgg16"]),
         ("preset", ["fast"]),
         ("zero_gamma", [True, 1]),
+        ("augment", ["autoaugment"]),
+        ("mixup", [-0.2, float("nan")]),
+        ("accumulate", [0, -1, 33]),  # of a batch of 64, 32 pairs
+        ("temperature", [0.0, -1.0]),
+        ("head_lr_multiplier", [0.0, -1.0]),
+        ("freeze_backbone_epochs", [-1, 61]),
+        ("clip_grad_norm", [-1.0]),
+        ("ema", [-0.1, 1.0]),
+        ("early_stopping", [-1]),
     ],
 )
 def test_a_value_out_of_range_is_named(name, values):
@@ -86,9 +109,14 @@ def test_a_value_out_of_range_is_named(name, values):
             Recipe.create({"data": "cub200", name: value})
 
 
+def test_random_weights_are_not_frozen():
+    with pytest.raises(UserError, match="--freeze-backbone-epochs"):
+        Recipe.create({"data": "cub200", "weights": "none", "freeze_backbone_epochs": 1})
+
+
 @pytest.mark.parametrize("path", ["", "~no-such-user/photos"])
 def test_a_path_that_is_none_is_named(path):
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "teacher"):
         with pytest.raises(UserError, match=f"--{name}"):
             Recipe.create({"data": "cub200", name: path})
 

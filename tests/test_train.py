@@ -1,14 +1,16 @@
 """train() as a whole, with a network of no size: what a stop anywhere costs."""
 
 import json
+import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import engine.evaluate
 import engine.train
+import models.weights
 from data.store import Cache
 from engine.evaluate import evaluate
 from engine.machine import Machine
@@ -19,32 +21,27 @@ from engine.train import train
 from errors import Stopped, UserError
 
 
-def tiny_network(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, classes),
-    )
+class TinyNetwork(nn.Module):
+    def __init__(self, name: str, classes: int, zero_gamma: bool = False):
+        super().__init__()
+        width = 8 if name == "resnet50" else 6
+        norm = nn.BatchNorm2d(width)
+        nn.init.constant_(norm.weight, 1 - zero_gamma)
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images):
+        return self.fc(self.body(images))
+
+
+OPTIONS = {"weights": "none", "resize": 20, "crop": 16, "batch_size": 8, "epochs": 3, "lr": 0.1, "val_fraction": 0.4}
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, photos):
-    """A recipe, a machine, and a function that trains into a folder and stops at the n-th look at the signals."""
-    for module in (engine.train, engine.evaluate):
-        monkeypatch.setattr(module, "build_model", tiny_network)
-    options = {
-        "weights": "none",
-        "resize": 20,
-        "crop": 16,
-        "batch_size": 8,
-        "epochs": 3,
-        "lr": 0.1,
-        "val_fraction": 0.4,
-    }
-    recipe = Recipe.create({"data": str(photos), **options})
+    """Machine and cache, and a function that trains into a folder and stops at the n-th look at the signals."""
+    for module in (engine.train, models.weights):
+        monkeypatch.setattr(module, "build_model", TinyNetwork)
     machine, cache = Machine(torch.device("cpu"), "fp32", compile=False), Cache(tmp_path / "cache", workers=1)
 
     class StopAt(StopSignals):
@@ -63,12 +60,34 @@ def tiny(monkeypatch, tmp_path, photos):
         def received(self, value):
             assert value is None
 
-    def call(folder: Path, look: int = 10**9) -> RunDir:
+    def call(folder: Path, look: int = 10**9, **options) -> RunDir:
         run = RunDir(folder)
+        recipe = Recipe.create({"data": str(photos), **OPTIONS, **options})
         train(recipe, run, machine, cache, StopAt(look))
         return run
 
-    return recipe, (machine, cache), call
+    return (machine, cache), call
+
+
+@pytest.fixture
+def tricks(tiny, tmp_path):
+    """Every option that has a state or a random draw of its own, with the files that they need."""
+    torch.manual_seed(5)
+    torch.save(TinyNetwork("resnet50", 3).state_dict(), tmp_path / "weights.pt")
+    tiny[1](tmp_path / "teacher", epochs=1)
+    return {
+        "weights": str(tmp_path / "weights.pt"),
+        "augment": "paper",
+        "mixup": 0.2,
+        "accumulate": 2,
+        "teacher": str(tmp_path / "teacher"),
+        "bias_decay": False,
+        "head_lr_multiplier": 2.0,
+        "freeze_backbone_epochs": 1,
+        "clip_grad_norm": 0.5,
+        "ema": 0.8,
+        "early_stopping": 2,
+    }
 
 
 def result(run: RunDir):
@@ -91,29 +110,31 @@ def flat(content):
 @pytest.mark.parametrize(
     "looks", [(1,), (2,), (3,), (4,), (5,), (6,), (8,), (9,), (10,), (13,), (14,), (15,), (3, 1, 1, 4, 2), (4, 1)]
 )
-def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tmp_path, looks):
-    _, _, call = tiny
-    whole = call(tmp_path / "whole")
+@pytest.mark.parametrize("with_tricks", [False, True])
+def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tricks, tmp_path, looks, with_tricks):
+    _, call = tiny
+    options = tricks if with_tricks else {}
+    whole = call(tmp_path / "whole", **options)
     for look in looks:
         with pytest.raises(Stopped):
-            call(tmp_path / "stopped", look)
-    stopped = call(tmp_path / "stopped")
+            call(tmp_path / "stopped", look, **options)
+    stopped = call(tmp_path / "stopped", **options)
     assert flat(result(stopped)) == flat(result(whole))
 
 
 def test_a_finished_run_resumed_does_nothing_and_says_so(tiny, tmp_path, caplog):
-    _, _, call = tiny
+    _, call = tiny
     run = call(tmp_path / "run")
     before, history = flat(result(run)), (run.path / "history.jsonl").read_text()
     caplog.set_level("INFO", "plumage")
     call(tmp_path / "run")
     assert flat(result(run)) == before
     assert (run.path / "history.jsonl").read_text() == history
-    assert "all 3 epochs are done" in caplog.text
+    assert "finished after epoch 3" in caplog.text
 
 
 def test_killed_between_history_and_checkpoint_the_epoch_is_done_again(tiny, tmp_path):
-    _, _, call = tiny
+    _, call = tiny
     whole = call(tmp_path / "whole")
     with pytest.raises(Stopped):
         call(tmp_path / "killed", 7)  # in the second epoch
@@ -123,7 +144,7 @@ def test_killed_between_history_and_checkpoint_the_epoch_is_done_again(tiny, tmp
 
 
 def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
-    _, _, call = tiny
+    _, call = tiny
     whole = call(tmp_path / "whole")
     run = call(tmp_path / "killed")
     run.last.unlink()
@@ -132,7 +153,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
 
 
 def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
-    _, _, call = tiny
+    _, call = tiny
     run = call(tmp_path / "run")
     best, history = run.best.read_bytes(), run.history
     run.last.unlink()
@@ -142,7 +163,7 @@ def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
 
 
 def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):
-    _, _, call = tiny
+    _, call = tiny
     run = call(tmp_path / "run")
     run.write_json("classes.json", run.classes[::-1])
     with pytest.raises(UserError, match="other classes"):
@@ -154,9 +175,10 @@ def test_no_library_can_swallow_a_stop():
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tmp_path, checkpoint):
-    _, machine, call = tiny
-    run = call(tmp_path / "run")
+@pytest.mark.parametrize("with_tricks", [False, True])
+def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tricks, tmp_path, checkpoint, with_tricks):
+    machine, call = tiny
+    run = call(tmp_path / "run", **tricks if with_tricks else {})
     row = run.best_epoch if checkpoint == "best" else run.history[-1]
     numbers = evaluate(run, *machine, checkpoint)
     assert {f"val_{name}": numbers[name] for name in ("accuracy", "top5", "loss", "nll")} == {
@@ -168,9 +190,96 @@ def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tmp_path, checkp
 
 
 def test_the_seed_decides_everything(tiny, tmp_path):
-    recipe, machine, call = tiny
-    one, same = call(tmp_path / "one"), call(tmp_path / "same")
-    other = RunDir(tmp_path / "other")
-    train(Recipe.create({**recipe.__dict__, "seed": 1}), other, *machine, StopSignals())
+    _, call = tiny
+    one, same, other = (call(tmp_path / str(number), seed=seed) for number, seed in enumerate((0, 0, 1)))
     assert flat(result(one)) == flat(result(same))
     assert one.split.read_text() != other.split.read_text()
+
+
+# Each option's other value, and what must be there for it to matter.
+CHANGES = {
+    "model": ["resnet18"],
+    "weights": ["weights.pt"],
+    "zero_gamma": [True],
+    "resize": [22],
+    "crop": [14],
+    "augment": ["resized-crop", "paper"],
+    "mixup": [0.2],
+    "batch_size": [6],
+    "accumulate": [2],
+    "lr": [0.2],
+    "epochs": [2],
+    "seed": [1],
+    "smoothing": [0.2],
+    "teacher": ["teacher"],
+    "temperature": [2.0],
+    "val_fraction": [0.2],
+    "momentum": [0.8],
+    "weight_decay": [1e-3],
+    "bias_decay": [False],
+    "warmup_epochs": [1.0],
+    "schedule": ["step", "constant"],
+    "head_lr_multiplier": [2.0],
+    "freeze_backbone_epochs": [1],
+    "clip_grad_norm": [0.01],
+    "ema": [0.9],
+    "early_stopping": [1],
+}
+NEEDS = {
+    "temperature": {"teacher": "teacher"},
+    "freeze_backbone_epochs": {"weights": "weights.pt"},
+    "early_stopping": {"lr": 1e-12},  # no epoch is better than the first
+}
+
+
+def test_every_option_changes_the_weights(tiny, tricks, tmp_path, monkeypatch):
+    _, call = tiny
+    monkeypatch.chdir(tmp_path)
+    assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset"}
+
+    def weights(number, **options):
+        return flat(torch.load(call(tmp_path / f"run {number}", **options).last)["model"])
+
+    plain = weights("plain")
+    for name, values in CHANGES.items():
+        before = weights(name, **NEEDS[name]) if name in NEEDS else plain
+        for value in values:
+            assert weights(f"{name} {value}", **{**NEEDS.get(name, {}), name: value}) != before, f"{name} {value}"
+
+
+def test_with_an_average_the_checkpoint_has_it_and_the_weights_that_learn(tiny, tmp_path):
+    _, call = tiny
+    content = torch.load(call(tmp_path / "averaged", ema=0.9).last)
+    plain = torch.load(call(tmp_path / "plain").last)["model"]
+    assert flat(content["online"]) == flat(plain)
+    assert flat(content["model"]) != flat(plain)
+
+
+@pytest.mark.parametrize("problem", ["no such", "classes", "no recipe"])
+def test_a_teacher_that_will_not_do_is_named_before_any_picture_is_read(tiny, tricks, tmp_path, problem):
+    (_, cache), call = tiny
+    file = tmp_path / "teacher.pt"
+    content = torch.load(tmp_path / "teacher" / "checkpoints" / "best.pt")
+    if problem == "classes":
+        content["classes"] = ["a", "b", "c"]
+    elif problem == "no recipe":
+        del content["recipe"]
+    if problem != "no such":
+        torch.save(content, file)
+    shutil.rmtree(cache.folder)
+    with pytest.raises(UserError, match=r"teacher\.pt"):
+        call(tmp_path / "run", teacher=str(file))
+    assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_as_weights_hands_its_head_on_to_the_same_classes(tiny, tricks, tmp_path, photos, caplog, known):
+    _, call = tiny
+    if not known:
+        (photos / "red apple").rename(photos / "pear")
+    caplog.set_level("INFO", "plumage")
+    run = call(tmp_path / "run", weights=str(tmp_path / "teacher"), lr=1e-12, epochs=1)
+    one, other = (torch.load(file)["model"] for file in (tmp_path / "teacher" / "checkpoints" / "best.pt", run.last))
+    assert torch.equal(one["body.0.weight"], other["body.0.weight"])
+    assert torch.equal(one["fc.weight"], other["fc.weight"]) == known
+    assert ("the head is taken over" in caplog.text) == known

@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 from torch.nn import functional
 
-from engine.criterion import LabelSmoothingLoss
+from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.trainer import attach_training_metrics, create_trainer
 
@@ -35,13 +35,22 @@ def batches(count, classes=4, size=8, last=5):
     ]
 
 
-def transform(images, iteration=0):
+def view(images, iteration=0):
     return images.float() / 255 + 0.01 * iteration
 
 
-def trainer_of(model, optimizer, criterion):
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return create_trainer(model, optimizer, criterion, transform, FP32, scaler, CPU)
+def transform(images, labels, iteration):
+    return view(images, iteration), labels
+
+
+def trainer_of(model, optimizer, criterion, transform=transform, scaler=None, **options):
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    return create_trainer(model, optimizer, criterion, transform, FP32, scaler, CPU, **options)
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_step_is_that_of_a_plain_loop():
@@ -51,12 +60,77 @@ def test_the_step_is_that_of_a_plain_loop():
     trainer_of(model, torch.optim.SGD(model.parameters(), **options), criterion).run(data)
     optimizer = torch.optim.SGD(plain.parameters(), **options)
     for iteration, images, labels in data:
-        loss = criterion(plain(transform(images, iteration)), labels)
+        loss = criterion(plain(view(images, iteration)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for one, other in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_same_weights(model, plain)
+
+
+def without_batchnorm(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+
+def double(images, labels, iteration):
+    return view(images, iteration).double(), labels
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts):
+    results = []
+    for accumulate in (1, parts):
+        model, teacher, losses = without_batchnorm(), without_batchnorm(seed=9), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        trainer = trainer_of(
+            model,
+            optimizer,
+            nn.CrossEntropyLoss(),
+            double,
+            distillation=DistillationLoss(teacher, 2),
+            accumulate=accumulate,
+            clip_grad_norm=0.3,
+        )
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: losses.append(trainer.state.output["loss"]))  # noqa: B023
+        trainer.run(batches(4, size=8, last=5), max_epochs=2)
+        results.append((losses, [parameter.tolist() for parameter in model.parameters()], trainer.state.output))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][2], results[1][2])
+
+
+def test_each_part_has_the_two_pictures_that_batchnorm_needs():
+    model, seen = toy(), []
+    model.register_forward_hook(lambda model, images, logits: seen.append(len(logits)))
+    trainer_of(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), accumulate=4).run(batches(2))
+    assert seen == [2, 2, 2, 2, 3, 2]
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_a_gradient_is_clipped_to_the_norm_whatever_it_is_scaled_by(scale):
+    data, norm = batches(1), 0.01
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+    model, plain = without_batchnorm().float(), without_batchnorm().float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer_of(model, optimizer, nn.CrossEntropyLoss(), scaler=scaler, clip_grad_norm=norm).run(data)
+    functional.cross_entropy(plain(view(data[0][1])), data[0][2]).backward()
+    length = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()]).norm()
+    assert length > 10 * norm
+    for clipped, before in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(clipped, before - norm * before.grad / length)
+
+
+def test_of_mixed_pictures_the_larger_share_is_the_label():
+    targets = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.4, 0.6, 0.0]])
+    model = toy()
+    trainer = trainer_of(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        nn.CrossEntropyLoss(),
+        lambda *batch: (view(batch[0]), targets),
+    )
+    trainer.run([(0, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.tensor([1, 1]))])
+    assert trainer.state.output["labels"].tolist() == [0, 2]
 
 
 def test_training_metrics_are_the_epochs_means_over_pictures():
@@ -74,11 +148,11 @@ def test_training_metrics_are_the_epochs_means_over_pictures():
 def test_evaluation_agrees_with_scikit_learn(classes):
     model, data = toy(classes), batches(5, classes)
     criterion = LabelSmoothingLoss(0.2, classes)
-    evaluator = create_evaluator(model, criterion, transform, FP32, CPU, classes)
+    evaluator = create_evaluator(model, criterion, view, FP32, CPU, classes)
     metrics = evaluator.run(data).metrics
     model.eval()
     with torch.no_grad():
-        logits = torch.cat([model(transform(images)) for _, images, _ in data])
+        logits = torch.cat([model(view(images)) for _, images, _ in data])
     labels = torch.cat([labels for _, _, labels in data])
     every = list(range(classes))
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
@@ -92,7 +166,7 @@ def test_evaluation_agrees_with_scikit_learn(classes):
 
 def test_evaluation_changes_nothing_and_training_goes_on_in_training_mode():
     model, data = toy(), batches(3)
-    evaluator = create_evaluator(model, nn.CrossEntropyLoss(), transform, FP32, CPU, 4)
+    evaluator = create_evaluator(model, nn.CrossEntropyLoss(), view, FP32, CPU, 4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     evaluator.run(data)
     assert not model.training
