@@ -11,8 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data.portrait import COLOURS, Build, Species, draw_picture
+from errors import UserError
 
 DRAWING = 1  # part of the folder's name: raise it whenever the same seed would draw other pictures
+# what --data birds:... may ask for: default, least, most
+OPTIONS = {"species": (200, 2, 2000), "pictures": (30, 2, 1000), "seed": (0, 0, 2**63 - 1)}
 GENUS_SIZE = 10
 BUILDS = (  # noun, height, head, neck; bill, depth, curve; tail, fork, cocked; legs, upright
     Build("finch", 0.62, 0.26, 0.00, 0.22, 0.20, 0.10, 0.55, -0.15, 0, 0.16, 22),
@@ -125,7 +128,7 @@ def genus_species(noun: str, first: int, build: Build, rng: np.random.Generator)
 
 
 def species_list(species: int, seed: int) -> list[Species]:
-    """The first ``species`` birds of the seed's world: ten to a genus, names unique, same list for the same seed."""
+    """The first ``species`` birds, 2200 at most, of the seed's world: ten to a genus, names unique, always the same."""
     rng = np.random.default_rng([seed, 1])
     prefixes, builds, birds = rng.permutation(PREFIXES), rng.permutation(len(BUILDS)), list[Species]()
     for genus in range(-(-species // GENUS_SIZE)):
@@ -142,7 +145,33 @@ def draw_species(bird: Species, folder: Path, pictures: int, seed: int) -> None:
         draw_picture(bird, picture, seed).save(folder / bird.name / f"{picture:04d}.jpg", quality=90)
 
 
-def draw_birds(folder: Path, species: int = 200, pictures: int = 30, seed: int = 0, workers: int = 1) -> None:
+def parse_birds(data: str) -> dict[str, int]:
+    """The species, pictures and seed that ``--data birds:species=800,seed=1`` means; ``birds`` alone, the defaults."""
+    _, colon, listed = data.partition(":")
+    given: dict[str, int] = {}
+    for part in listed.split(",") if colon else ():
+        name, _, value = part.partition("=")
+        try:
+            _, least, most = OPTIONS[name]
+            fits = least <= int(value) <= most and name not in given
+        except (KeyError, ValueError):
+            fits = False
+        if not fits:
+            allowed = ", ".join(f"{option}={least}..{most}" for option, (_, least, most) in OPTIONS.items())
+            raise UserError(
+                f"--data {data}: '{part}' is not among {allowed}; give each once, as in birds:species=800,seed=1"
+            )
+        given[name] = int(value)
+    return {name: given.get(name, default) for name, (default, _, _) in OPTIONS.items()}
+
+
+def birds_folder(asked: dict[str, int]) -> str:
+    """The folder's name for what ``parse_birds`` returns: ``birds-v1``, ``birds-v1-species800-seed1``."""
+    unusual = [f"{name}{value}" for name, value in asked.items() if value != OPTIONS[name][0]]
+    return "-".join([f"birds-v{DRAWING}", *unusual])
+
+
+def draw_birds(folder: Path, species: int, pictures: int, seed: int = 0, workers: int = 1) -> None:
     """Draws ``folder``/<species name>/<0000>.jpg, ``pictures`` of each species, 500x375; same seed, same bytes.
 
     The folder appears complete or not at all; where another process has put it there first, that one stays.

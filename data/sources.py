@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.birds import DRAWING, draw_birds
+from data.birds import birds_folder, draw_birds, parse_birds
 from data.store import Cache
 from errors import UserError
 
@@ -55,13 +55,14 @@ class Samples:
 
 
 def locate(data: str, cache: Cache) -> Path:
-    """The folder that ``--data`` names: ``birds`` and ``cub200`` are drawn or fetched into ``cache`` once."""
-    if data in ("birds", "cub200"):
+    """The folder that ``--data`` names: ``birds[:...]`` and ``cub200`` are drawn or fetched into ``cache`` once."""
+    birds = data.partition(":")[0] == "birds"
+    if birds or data == "cub200":
         if Path(data).is_dir():
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
-        return built_in_birds(cache) if data == "birds" else fetch_cub200(cache.folder)
+        return built_in_birds(data, cache) if birds else fetch_cub200(cache.folder)
     folder = Path(os.path.expanduser(data))  # noqa: PTH111 (which leaves an unknown ~user as it is)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -77,12 +78,13 @@ def list_samples(folder: Path, least_classes: int = 2) -> Samples:
     return samples
 
 
-def built_in_birds(cache: Cache) -> Path:
-    folder = cache.folder / f"birds-v{DRAWING}"
+def built_in_birds(data: str, cache: Cache) -> Path:
+    asked = parse_birds(data)
+    folder = cache.folder / birds_folder(asked)
     if not folder.is_dir():
         log.info(f"drawing the birds into {folder} (once)")
         try:
-            draw_birds(folder, workers=cache.workers)
+            draw_birds(folder, **asked, workers=cache.workers)
         except OSError as error:
             raise UserError(f"--cache {cache.folder}: cannot be written ({error}); give another folder") from error
     return folder

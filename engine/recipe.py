@@ -29,7 +29,11 @@ class Recipe:
     The defaults are those of the ``finetune`` preset.
     """
 
-    data: str = _option("birds", "birds, cub200, or a folder with a folder per class, or with train/ and val/.")
+    data: str = _option(
+        "birds",
+        "birds (or another draw, such as birds:species=50,pictures=30,seed=1), cub200, or a folder with a folder per "
+        "class, or with train/ and val/.",
+    )
     preset: str = _option(
         "finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper")
     )

@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 from itertools import combinations
 
@@ -5,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.birds import GENUS_SIZE, draw_birds, legible, species_list, unlike
+from data.birds import GENUS_SIZE, birds_folder, draw_birds, legible, parse_birds, species_list, unlike
 from data.portrait import COLOURS, Species, draw_picture
 from data.sources import list_samples
+from errors import UserError
 
 
 def pixels(bird, picture=0, seed=0):
@@ -40,12 +42,51 @@ def test_what_cannot_be_drawn_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [200, 800])
-def test_names_are_unique_and_the_list_grows_at_its_end(count):
-    birds = species_list(count, seed=0)
-    assert len({bird.name for bird in birds}) == len(birds) == count
+@pytest.mark.parametrize(("count", "seed"), [(200, 0), (800, 1), (1000, 0), (2000, 7), (2000, 2**63 - 1)])
+def test_names_are_unique_and_the_list_grows_at_its_end(count, seed):
+    birds = species_list(count, seed)
+    assert len({bird.name.lower() for bird in birds}) == len(birds) == count
     assert [bird.index for bird in birds] == list(range(count))
-    assert birds[:200] == species_list(200, seed=0)
+    assert birds[:200] == species_list(200, seed)
+
+
+def test_the_usual_birds_stay_what_they_are():
+    birds = species_list(200, seed=0)
+    known = repr([(bird.name, bird.build, sorted(bird.look.items())) for bird in birds])
+    assert hashlib.md5(known.encode()).hexdigest() == "e570922ccc9fab15dbac8af4a07c3c6e"
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "folder"),
+    [
+        ("birds", (200, 30, 0), "birds-v1"),
+        ("birds:seed=0,species=200,pictures=30", (200, 30, 0), "birds-v1"),
+        ("birds:species=800,seed=1", (800, 30, 1), "birds-v1-species800-seed1"),
+        ("birds:seed=1,pictures=30,species=800", (800, 30, 1), "birds-v1-species800-seed1"),
+        ("birds:pictures=1000", (200, 1000, 0), "birds-v1-pictures1000"),
+        ("birds:species=2,pictures=2", (2, 2, 0), "birds-v1-species2-pictures2"),
+    ],
+)
+def test_what_data_asks_of_the_birds(data, asked, folder):
+    parsed = parse_birds(data)
+    assert (parsed["species"], parsed["pictures"], parsed["seed"]) == asked
+    assert birds_folder(parsed) == folder
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        *("", "foo=1", "species", "species=", "species=x", "species=1", "species=2001", "pictures=1", "pictures=1001"),
+        *("seed=-1", f"seed={2**63}", "seed=1.5", "seed=1,", "seed=1;species=3", "seed=1,seed=1", "seed=1,seed=2"),
+    ],
+)
+def test_what_cannot_be_asked_of_the_birds(listed):
+    with pytest.raises(UserError) as error:
+        parse_birds(f"birds:{listed}")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (f"--data birds:{listed}: ", "species=2..2000", "pictures=2..1000", "seed=0..", "birds:species=800"):
+        assert part in message
 
 
 def test_a_genus_shares_its_build_and_most_of_its_look():
@@ -83,5 +124,13 @@ def test_pictures_of_a_species_differ_and_each_is_a_function_of_its_numbers():
 
 
 def test_another_seed_is_another_world():
-    assert species_list(50, 0) != species_list(50, 1)
-    assert set(species_list(1, 0)[0].look.values()) <= set(COLOURS)
+    """Whoever has learnt the birds of one seed has seen none of another's: of the same build, three traits differ."""
+    usual, others = species_list(200, 0), species_list(800, 1)
+    gaps = [
+        sum(bird.look.get(trait) != other.look.get(trait) for trait in {**bird.look, **other.look})
+        for bird in usual
+        for other in others
+        if bird.build == other.build
+    ]
+    assert min(gaps) >= 3
+    assert {colour for bird in others for colour in bird.look.values()} <= set(COLOURS)

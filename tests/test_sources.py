@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.birds import species_list
 from data.sources import fetch_cub200, list_samples, locate
 from data.store import Cache
 from errors import UserError
@@ -142,6 +143,45 @@ def test_no_such_folder(tmp_path):
         locate(str(tmp_path / "none"), Cache(tmp_path))
     with pytest.raises(UserError, match="is a file"):
         locate(str(tmp_path / "file.jpg"), Cache(tmp_path))
+
+
+def test_the_birds_are_drawn_once_for_each_wish(tmp_path, caplog):
+    caplog.set_level("INFO", "plumage")
+    cache = Cache(tmp_path / "cache", workers=1)
+    folder = locate("birds:species=2,pictures=3,seed=5", cache)
+    assert listed(folder) == [
+        (f"{bird}/{picture:04d}.jpg", bird, None)
+        for bird in sorted(bird.name for bird in species_list(2, 5))
+        for picture in range(3)
+    ]
+    assert locate("birds:seed=5,pictures=3,species=2", cache) == folder
+    assert len(caplog.messages) == 1
+    assert [path.name for path in cache.folder.iterdir()] == ["birds-v1-species2-pictures3-seed5"]
+
+
+def test_birds_alone_are_those_drawn_already(tmp_path, caplog):
+    caplog.set_level("INFO", "plumage")
+    (tmp_path / "birds-v1").mkdir()
+    for data in ("birds", "birds:species=200", "birds:seed=0,pictures=30"):
+        assert locate(data, Cache(tmp_path)) == tmp_path / "birds-v1"
+    assert not caplog.messages
+
+
+def test_a_wrong_wish_draws_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"--data birds:species=1: .*species=2\.\.2000"):
+        locate("birds:species=1", Cache(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_called_birds(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "plumage")
+    monkeypatch.chdir(tmp_path)
+    for name in ("birds", "cache/birds-v1"):
+        Path(name).mkdir(parents=True)
+    assert locate("./birds", Cache(Path("cache"))) == Path("birds")
+    assert not caplog.messages
+    assert locate("birds", Cache(Path("cache"))) == Path("cache/birds-v1")
+    assert "write --data ./birds" in caplog.text
 
 
 def cub(root: Path) -> None:
