@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import Field, fields
 from io import TextIOWrapper
 from pathlib import Path
@@ -87,8 +86,14 @@ def cli() -> None:
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --run (or the newest of this data), if there is one."
 )
+@click.option(
+    "--checkpoint-minutes",
+    type=click.IntRange(0, 10_000),
+    default=10,
+    help="Save inside epochs too, when the last time is this long ago; 0: after each step.  [10]",
+)
 @machine_options
-def train(run: Path | None, resume: bool, **options: Any) -> None:
+def train(run: Path | None, resume: bool, checkpoint_minutes: int, **options: Any) -> None:
     """Train on the pictures in --data and write the results into --run."""
     signals = StopSignals()
     given = {name: options.pop(name) for name in [field.name for field in fields(Recipe)]}
@@ -99,23 +104,13 @@ def train(run: Path | None, resume: bool, **options: Any) -> None:
     from engine.train import train as run_training  # noqa: PLC0415
 
     found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
-    if found.holds_run:
-        if not resume:
-            raise UserError(f"--run {found.path} holds a run already: --resume goes on with it, or give another --run")
-        if contradictions := found.recipe.contradictions(given):
-            raise UserError(
-                f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
-                "since its schedule cannot be changed afterwards; start another --run"
-            )
-        recipe = found.recipe
-    machine, cache = choose_machine(**options)
     found.check_writable()
-    click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
-    try:
-        best = run_training(recipe, found, machine, cache, signals)
-    finally:
-        with suppress(OSError):  # unless it is empty, it stays
-            found.path.rmdir()
+    with found.locked():
+        if found.holds_run:
+            recipe = recipe_to_go_on_with(found, given, resume)
+        machine, cache = choose_machine(**options)
+        click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
+        best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes)
     click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
 
 
@@ -144,6 +139,18 @@ def evaluate(
             click.echo(f"  {name:9} {result[name]:8.2%}")
         for name in ("loss", "nll"):
             click.echo(f"  {name:9} {result[name]:8.4f}")
+
+
+def recipe_to_go_on_with(run: "RunDir", given: dict[str, Any], resume: bool) -> Recipe:
+    """That of ``run``. Raises UserError where it is not to be resumed, or with other options."""
+    if not resume:
+        raise UserError(f"--run {run.path} holds a run already: --resume goes on with it, or give another --run")
+    if contradictions := run.recipe.contradictions(given):
+        raise UserError(
+            f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
+            "since its schedule cannot be changed afterwards; start another --run"
+        )
+    return run.recipe
 
 
 def find_run(run: Path | None) -> "RunDir":

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.birds import birds_folder, draw_birds, parse_birds
-from data.store import Cache
+from data.store import Cache, is_below
 from errors import UserError
 
 log = logging.getLogger("plumage")
@@ -151,8 +151,8 @@ def read_cub(folder: Path) -> Samples:
     rows = []
     for key, image in images.items():
         path = PurePosixPath("images", image)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{folder / 'images.txt'}: {image} leaves the data folder")
+        if not is_below(image):
+            raise UserError(f"{folder / 'images.txt'}: {image!r} leaves the data folder")
         try:
             rows.append((str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "val"))
         except KeyError as error:
@@ -192,19 +192,23 @@ def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator
 
 
 def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) -> Iterator[str]:
-    for entry in _visible(Path(folder.path), ignored):
-        if entry.is_dir():
-            if entry.is_symlink() and Path(entry.path).resolve() in (
-                here := Path(folder.path).resolve(),
-                *here.parents,
-            ):
-                ignored[f"the circular link {entry.path}"] += 1
+    """Follows a link to each folder once: links in circles, or from all folders to all others, come to an end."""
+    waiting, followed = [(Path(folder.path), prefix)], set[Path]()
+    while waiting:
+        here, prefix = waiting.pop()
+        for entry in _visible(here, ignored):
+            if entry.is_dir():
+                if entry.is_symlink():
+                    target, real = Path(entry.path).resolve(), here.resolve()
+                    if target in (real, *real.parents) or target in followed:
+                        ignored[f"the circular or repeated link {entry.path}"] += 1
+                        continue
+                    followed.add(target)
+                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+            elif _is_picture(entry.name):
+                yield prefix + entry.name
             else:
-                yield from _pictures(entry, f"{prefix}{entry.name}/", ignored)
-        elif _is_picture(entry.name):
-            yield prefix + entry.name
-        else:
-            ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
+                ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
 
 
 def _is_picture(name: str) -> bool:

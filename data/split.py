@@ -1,14 +1,16 @@
 """Which pictures train and which validate: made by seed, stratified, written down, read back."""
 
 import csv
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from data.seeding import Purpose, generator
 from data.sources import Samples, some
+from data.store import is_below
 from errors import UserError
 
+COLUMNS = ("path", "label", "split")
 
 def stratified_split(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
     """(n,) "train" or "val": of each class the same fraction, and at least one picture on each side.
@@ -38,7 +40,7 @@ def write_split(file: Path, samples: Samples) -> None:
     assert samples.split is not None
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
         writer = csv.writer(handle)
-        writer.writerow(("path", "label", "split"))
+        writer.writerow(COLUMNS)
         for path, label, side in zip(samples.paths, samples.labels, samples.split, strict=True):
             writer.writerow((path, samples.classes[label], side))
 
@@ -46,21 +48,21 @@ def write_split(file: Path, samples: Samples) -> None:
 def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
     """The samples that ``write_split`` wrote, below ``root``. UserError, naming the line, when they are not sound."""
     number = {name: index for index, name in enumerate(classes)}
-    paths, labels, split = [], [], []
+    rows: dict[str, tuple[int, str]] = {}
     try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-            rows = csv.reader(handle)
-            next(rows, None)
-            for path, name, side in rows:
-                inside = not PurePath(path).is_absolute() and ".." not in PurePath(path).parts
-                if not inside or name not in number or side not in ("train", "val"):
-                    what = "a path inside the data folder, a known class, and train or val"
-                    raise UserError(f"{file}, line {rows.line_num}: needs {what}")
-                paths.append(path)
-                labels.append(number[name])
-                split.append(side)
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
+            lines = csv.reader(handle)
+            if next(lines, None) != list(COLUMNS):
+                raise UserError(f"{file}, line 1: needs the columns {', '.join(COLUMNS)}")
+            for path, name, side in lines:
+                if not is_below(path) or path in rows or name not in number or side not in ("train", "val"):
+                    what = "a path inside the data folder, given once, a known class, and train or val"
+                    raise UserError(f"{file}, line {lines.line_num}: needs {what}")
+                rows[path] = number[name], side
+        gone = [path for path in rows if not (root / path).is_file()]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read back: {error}") from error
-    if gone := [path for path in paths if not (root / path).is_file()]:
+    if gone:
         raise UserError(f"{file}: {len(gone)} of its pictures are not in {root} any more: {some(gone, 3)}")
-    return Samples(root, paths, np.array(labels, np.int64), classes, np.array(split))
+    labels, split = [label for label, _ in rows.values()], [side for _, side in rows.values()]
+    return Samples(root, list(rows), np.array(labels, np.int64), classes, np.array(split, np.str_))

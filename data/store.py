@@ -6,16 +6,17 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +37,10 @@ FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "P
 DECODER = 1  # part of a store's key: raise it whenever the same file would decode to other pixels
 # Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
+MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a side
+# A file of a hundred bytes may decode to gigabytes. One such at a time: memory does not grow with the threads.
+HUGE = 25_000_000
+one_huge_picture = threading.Lock()
 # Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -114,11 +119,13 @@ def decode(file: Path, size: int) -> np.ndarray:
     if file.exists() and not file.is_file():
         raise ValueError("is no regular file")  # opening a pipe would wait for ever
     with Image.open(file, formats=FORMATS) as opened:
-        opened.load()
-        image: Image.Image = opened
-        with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
-            image = ImageOps.exif_transpose(opened)
-        return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BILINEAR))
+        if max(opened.size) > MAX_SIDE:
+            raise ValueError(f"is {opened.width} pixels wide and {opened.height} high")
+        with one_huge_picture if opened.width * opened.height > HUGE else nullcontext():
+            opened.load()
+            with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
+                ImageOps.exif_transpose(opened, in_place=True)
+            return np.asarray(to_rgb(opened).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -158,6 +165,12 @@ def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ah
             future.cancel()
 
 
+def is_below(path: str) -> bool:
+    """Whether a path that some file gives, relative to a folder, stays in that folder."""
+    pure = PurePath(path)
+    return not pure.anchor and ".." not in pure.parts and "\0" not in path
+
+
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
         csv.writer(handle).writerows([("path", "reason"), *skipped])
@@ -166,9 +179,12 @@ def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
 def read_skipped(file: Path) -> list[tuple[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-            return [(path, reason) for path, reason in csv.reader(handle)][1:]
+            rows = [(path, reason) for path, reason in csv.reader(handle)][1:]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file} is damaged: {error}") from error
+    if outside := [path for path, _ in rows if not is_below(path)]:
+        raise UserError(f"{file} is damaged: {outside[0]!r} leaves the data folder")
+    return rows
 
 
 def _load_whole(home: Path, root: Path, files: list[Path], size: int, workers: int) -> Store | None:

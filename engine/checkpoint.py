@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +36,12 @@ class TrainingState:
     recipe: Recipe
 
     def content(self, epoch_done: bool) -> dict[str, Any]:
-        """What goes into a checkpoint. epoch_done: the epoch that ends here, if one does, is validated and recorded."""
+        """What goes into a checkpoint, copied to the host's memory: training may go on while it is written.
+
+        epoch_done: the epoch that ends here, if one does, is validated and recorded.
+        """
         online = {"online": self.model.state_dict()} if self.average else {}
-        return {
+        content = {
             "model": (self.average or self.model).state_dict(),
             **online,
             "optimizer": self.optimizer.state_dict(),
@@ -45,6 +52,7 @@ class TrainingState:
             "classes": self.classes,
             "recipe": asdict(self.recipe),
         }
+        return _copy_to_host(content)
 
     def restore(self, content: dict[str, Any]) -> None:
         """From a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
@@ -59,8 +67,36 @@ class TrainingState:
         self.trainer.load_state_dict(content["trainer"])
 
 
-def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
-    """``torch.save`` such that ``file`` is whole at every instant, the old one or the new, also after a power cut."""
+class CheckpointWriter:
+    """Writes in a thread, so that training goes on; one at a time. As a context, it ends when all is written."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._pool:
+            self.wait()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        self.wait()
+        self._pending = self._pool.submit(write)
+
+    def wait(self) -> None:
+        """Until all is written. Raises what went wrong with it, once."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def save_checkpoint(file: Path, content: dict[str, Any], previous: Path) -> None:
+    """``torch.save`` such that ``file`` is whole at every instant, the old one or the new, also after a power cut.
+
+    previous: what the old one is kept as.
+    """
     temporary = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(exist_ok=True)
@@ -68,11 +104,22 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
             torch.save(content, handle)
             handle.flush()
             os.fsync(handle.fileno())
+        if file.exists():
+            copy_checkpoint(file, previous)
         temporary.replace(file)
         _sync_folder(file.parent)
     except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"{file} could not be saved ({error}); the checkpoint before it is as it was") from error
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint's content is what was written, by the checksums that its zip archive holds."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error):
+        return False
 
 
 def copy_checkpoint(file: Path, to: Path) -> None:
@@ -86,6 +133,14 @@ def copy_checkpoint(file: Path, to: Path) -> None:
     temporary.replace(to)
     temporary.unlink(missing_ok=True)  # where both were names of one file already, replace does nothing
     _sync_folder(to.parent)
+
+
+def _copy_to_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy_to_host(item) for key, item in value.items()}
+    return [_copy_to_host(item) for item in value] if isinstance(value, list) else value
 
 
 def _sync_folder(folder: Path) -> None:

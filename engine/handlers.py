@@ -10,9 +10,8 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar
 from ignite.metrics import Metric
-from torch import nn
+from torch import Tensor, nn
 
-from engine.checkpoint import copy_checkpoint
 from engine.rundir import RunDir
 from engine.signals import StopSignals
 from errors import Diverged, Stopped
@@ -66,20 +65,27 @@ def attach_ema(trainer: Engine, model: nn.Module, decay: float) -> nn.Module:
     return ema.ema_model
 
 
-def attach_divergence_guard(trainer: Engine, loss: Metric, every: int) -> None:
+def attach_divergence_guard(trainer: Engine, loss: Metric, optimizer: torch.optim.Optimizer, every: int) -> None:
     """Raise Diverged when the epoch's loss is not finite: every ``every`` iterations, and before the epoch is saved."""
 
     @trainer.on(Events.ITERATION_COMPLETED(every=every) | Events.EPOCH_COMPLETED)
     def check() -> None:
-        check_finite(loss.compute(), trainer)
+        check_finite(loss.compute(), trainer, optimizer)
 
 
-def check_finite(loss: float, trainer: Engine) -> None:
+def check_finite(loss: float, trainer: Engine, optimizer: torch.optim.Optimizer) -> None:
     if not math.isfinite(loss):
         raise Diverged(
-            f"the loss is {loss} at iteration {trainer.state.iteration}: take a lower --lr or more --warmup-epochs; "
-            "the checkpoints of the epochs before are kept"
+            f"the loss is {loss} at iteration {trainer.state.iteration}, at a rate of "
+            f"{optimizer.param_groups[0]['lr']:.3g}: take a lower --lr or more --warmup-epochs, in another --run; "
+            "what was saved before is as it was"
         )
+
+
+def check_weights(weights: dict[str, Tensor], trainer: Engine, optimizer: torch.optim.Optimizer) -> None:
+    """Raise Diverged where a step has ruined ``weights`` that the loss does not show yet."""
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        check_finite(math.nan, trainer, optimizer)
 
 
 def attach_progress(
@@ -94,6 +100,12 @@ def attach_progress(
         bar_format="{desc} {percentage:3.0f}%|{bar:20}| {rate_fmt} {remaining} left{postfix}",
     )
     bar.attach(engine, output_transform=lambda out: show(), event_name=Events.ITERATION_COMPLETED(every=every))
+
+
+def status(metrics: dict[str, Metric], optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """What a progress bar shows of training."""
+    now = {name: f"{metric.compute():.3f}" for name, metric in metrics.items()}
+    return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
 
 
 def attach_stop(engine: Engine, signals: StopSignals, save: Callable[[], None]) -> None:
@@ -130,7 +142,7 @@ def attach_history(
         assert state.epoch_length
         trained = perf_counter() - begun  # the metrics are computed, so the device has finished
         val = validate()
-        check_finite(val["nll"], trainer)
+        check_finite(val["nll"], trainer, optimizer)
         done = 0 if first is None else pictures * (state.iteration - first) / state.epoch_length
         run.add_history(
             {
@@ -147,7 +159,7 @@ def attach_history(
 
 
 def attach_epoch_line(trainer: Engine, run: RunDir) -> None:
-    """The line that stays of each epoch, on standard output. Attach last: what it tells of is then saved."""
+    """The line that stays of each epoch, on standard output. Attach after the checkpoints, which it must not cost."""
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def show() -> None:
@@ -165,13 +177,25 @@ def attach_epoch_line(trainer: Engine, run: RunDir) -> None:
         )
 
 
-def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], run: RunDir) -> None:
-    """last.pt after each epoch; best.pt where its validation accuracy is above all before. Attach after the history."""
+def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], minutes: float) -> None:
+    """``save`` at each epoch's end, and inside it where the last time is ``minutes`` ago. Attach after the history.
+
+    What it is told is whether the epoch is over, validated and recorded.
+    """
+    saved = perf_counter()
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def inside() -> None:
+        nonlocal saved
+        if perf_counter() - saved >= 60 * minutes:
+            save(False)
+            saved = perf_counter()
 
     @trainer.on(Events.EPOCH_COMPLETED)
-    def keep() -> None:
+    def at_the_end() -> None:
+        nonlocal saved
         save(True)
-        keep_best(run, trainer.state.epoch)
+        saved = perf_counter()
 
 
 def attach_early_stopping(trainer: Engine, patience: int, run: RunDir) -> None:
@@ -188,9 +212,3 @@ def is_over(run: RunDir, patience: int) -> bool:
     """Whether early stopping has ended ``run``, as its history tells; never with a patience of 0."""
     rows = run.history if patience else []
     return bool(rows) and rows[-1]["epoch"] - run.best_epoch["epoch"] >= patience
-
-
-def keep_best(run: RunDir, epoch: int) -> None:
-    """best.pt becomes last.pt, the checkpoint of ``epoch``, where that is the best epoch (of equals, the earlier)."""
-    if run.best_epoch["epoch"] == epoch:
-        copy_checkpoint(run.last, run.best)

@@ -1,6 +1,7 @@
 """The run directory: what is in it, and how to read it back."""
 
 import json
+import logging
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -21,6 +23,13 @@ from engine.machine import Machine
 from engine.recipe import Recipe
 from errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two trainings apart
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("plumage")
+
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
 
 
@@ -30,7 +39,9 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
         self.split, self.skipped = path / "split.csv", path / "skipped.csv"
-        self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
+        self.last, self.previous, self.best = (
+            path / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best")
+        )
 
     @property
     def holds_run(self) -> bool:
@@ -46,6 +57,30 @@ class RunDir:
         for name in ("split.csv", "skipped.csv", "classes.json", "environment.json", "history.jsonl", "checkpoints"):
             if os.path.lexists(self.path / name):
                 raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For this process alone: the lock dies with it. Makes the folder; takes it away if no run has begun in it.
+
+        Raises UserError where another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        with file.open("a") as handle:
+            if fcntl:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(f"--run {self.path}: another training is at work in it; give another") from error
+                except OSError as error:
+                    log.info(f"{file}: this disk has no locks ({error.strerror}); let only one training write there")
+            try:
+                yield
+            finally:
+                if not self.holds_run:
+                    with suppress(OSError):  # what else is there stays
+                        file.unlink()
+                        self.path.rmdir()
 
     def create(self) -> None:
         try:
@@ -72,8 +107,9 @@ class RunDir:
     @property
     def classes(self) -> list[str]:
         names = self._read("classes.json")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{self.path / 'classes.json'} is no list of class names")
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not named or len(set(names)) < max(len(names), 1):
+            raise UserError(f"{self.path / 'classes.json'} is no list of different class names")
         return names
 
     @property
@@ -88,9 +124,9 @@ class RunDir:
         try:
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
             rows = [json.loads(line) for line in lines if line.endswith("\n")]
-            # By what each row has to have, which a row that has it not shows here.
-            return sorted(rows, key=lambda row: (row["epoch"], row["val_accuracy"]))
-        except (ValueError, TypeError, KeyError) as error:
+            # By the numbers that each row has to have, which a row that has them not shows here.
+            return sorted(rows, key=lambda row: (row["epoch"] + 0.0, row["val_accuracy"] + 0.0))
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
 
     @property
@@ -116,7 +152,7 @@ class RunDir:
     def _read(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
     def write_json(self, name: str, content: Any) -> None:

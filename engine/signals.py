@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: at once where nothing is lost by it, else at the next point where the state can be saved."""
+"""SIGTERM, SIGINT, and SIGUSR1, which SLURM can send ahead of them.
+
+They end a command at once where nothing is lost by it, else at the next point where the state can be saved.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -14,8 +17,9 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._defer = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has not all
+                signal.signal(getattr(signal, name), self._handle)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import nn
 
 from data.augment import Transform
@@ -16,7 +16,7 @@ from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import handlers
-from engine.checkpoint import TrainingState, save_checkpoint
+from engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
@@ -31,17 +31,84 @@ from models.weights import Weights, load_file, load_pretrained, pretrained_weigh
 log = logging.getLogger("plumage")
 
 
-def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> dict[str, Any]:
-    """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history."""
+def train(
+    recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals, checkpoint_minutes: float = 10
+) -> dict[str, Any]:
+    """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history.
+
+    checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
+    """
     # All that can be known without decoding a picture comes first.
     samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
-    classes, device = samples.classes if samples else run.classes, machine.device
+    classes = samples.classes if samples else run.classes
     teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
     dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
     store = dataset.store
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
 
+    state, evaluator = build(recipe, machine, classes, steps, pretrained, teacher)
+    trainer, optimizer, metrics = state.trainer, state.optimizer, state.metrics
+    rate = partial(
+        handlers.learning_rate,
+        total=recipe.epochs * steps,
+        warmup=round(recipe.warmup_epochs * steps),
+        peak=recipe.lr,
+        schedule=recipe.schedule,
+    )
+
+    def validate() -> dict[str, float]:
+        batches = eval_batches(store, val_rows, val_labels, recipe.batch_size, machine.pin)
+        return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
+
+    def save(epoch_done: bool = False) -> None:
+        handlers.check_finite(metrics["loss"].compute(), trainer, optimizer)
+        content = state.content(epoch_done)
+        handlers.check_weights(content["model"], trainer, optimizer)
+        best = epoch_done and run.best_epoch["epoch"] == trainer.state.epoch
+        writer.submit(lambda: write_checkpoint(run, content, best))
+
+    handlers.attach_learning_rate(trainer, optimizer, rate)
+    if recipe.freeze_backbone_epochs:
+        handlers.attach_freezing(trainer, state.model, state.model.get_submodule("fc"), recipe.freeze_backbone_epochs)
+    handlers.attach_divergence_guard(trainer, metrics["loss"], optimizer, machine.look_every)
+    status = partial(handlers.status, metrics, optimizer)
+    handlers.attach_progress(trainer, "training", recipe.batch_size, machine.look_every, status)
+    handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
+    handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
+    handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
+    handlers.attach_epoch_line(trainer, run)
+    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
+    for engine in (trainer, evaluator):
+        handlers.attach_stop(engine, signals, save)
+
+    if not run.holds_run:
+        begin(run, recipe, dataset, machine)
+    with signals.deferred(), CheckpointWriter() as writer:
+        resume(state, run, machine.device)
+        if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
+            log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
+        else:
+            batches = train_batches(
+                store, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration, machine.pin
+            )
+            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
+    return run.best_epoch
+
+
+def build(
+    recipe: Recipe,
+    machine: Machine,
+    classes: list[str],
+    steps: int,
+    pretrained: Weights | None,
+    teacher: nn.Module | None,
+) -> tuple[TrainingState, Engine]:
+    """What is trained, as it begins, with the engine that trains it; and the engine that evaluates it.
+
+    steps: how many an epoch has.
+    """
+    device = machine.device
     model = initial_model(recipe, pretrained, classes).to(device)
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     distillation = DistillationLoss(teacher.to(device), recipe.temperature) if teacher else None
@@ -53,13 +120,6 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         fused=device.type != "mps",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
-    rate = partial(
-        handlers.learning_rate,
-        total=recipe.epochs * steps,
-        warmup=round(recipe.warmup_epochs * steps),
-        peak=recipe.lr,
-        schedule=recipe.schedule,
-    )
     view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
 
     trainer = create_trainer(
@@ -67,51 +127,12 @@ def train(recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: 
         distillation=distillation, accumulate=recipe.accumulate, clip_grad_norm=recipe.clip_grad_norm,
     )  # fmt: skip
     average = handlers.attach_ema(trainer, model, recipe.ema) if recipe.ema else None
-    evaluated = average or model
-    evaluator = create_evaluator(evaluated, criterion, view.center, machine.autocast, device, len(classes))
+    evaluator = create_evaluator(average or model, criterion, view.center, machine.autocast, device, len(classes))
     metrics = attach_training_metrics(trainer, steps, device)
-    state = TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe)
-    if machine.compile:
-        for network in {model, evaluated}:
+    for network in (model, average, teacher) if machine.compile else ():
+        if network is not None:
             network.compile()
-
-    def validate() -> dict[str, float]:
-        batches = eval_batches(store, val_rows, val_labels, recipe.batch_size, machine.pin)
-        return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
-
-    def save(epoch_done: bool = False) -> None:
-        handlers.check_finite(metrics["loss"].compute(), trainer)
-        save_checkpoint(run.last, state.content(epoch_done))
-
-    def show() -> dict[str, str]:
-        now = {name: f"{metric.compute():.3f}" for name, metric in metrics.items()}
-        return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
-
-    handlers.attach_learning_rate(trainer, optimizer, rate)
-    if recipe.freeze_backbone_epochs:
-        handlers.attach_freezing(trainer, model, model.get_submodule("fc"), recipe.freeze_backbone_epochs)
-    handlers.attach_divergence_guard(trainer, metrics["loss"], machine.look_every)
-    handlers.attach_progress(trainer, "training", recipe.batch_size, machine.look_every, show)
-    handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
-    handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
-    handlers.attach_checkpoints(trainer, save, run)
-    handlers.attach_epoch_line(trainer, run)
-    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
-    for engine in (trainer, evaluator):
-        handlers.attach_stop(engine, signals, save)
-
-    if not run.holds_run:
-        begin(run, recipe, dataset, machine)
-    with signals.deferred():
-        resume(state, run, device)
-        if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
-            log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
-        else:
-            batches = train_batches(
-                store, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration, machine.pin
-            )
-            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
-    return run.best_epoch
+    return TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe), evaluator
 
 
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
@@ -163,25 +184,35 @@ def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
     return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
 
 
+def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
+    save_checkpoint(run.last, content, run.previous)
+    if best:
+        copy_checkpoint(run.last, run.best)
+
+
 def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
-    """Bring ``state`` to the last checkpoint, if there is one, and the run's other files with it."""
-    if not run.last.exists():
+    """Bring ``state`` to the last whole checkpoint, if there is one, and the run's other files with it."""
+    saved = [file for file in (run.last, run.previous) if file.exists()]
+    if not saved:
         if run.best.exists():
             raise UserError(f"{run.last} is gone, and without it this run cannot go on; start another --run")
         run.keep_history(0)
         return
-    content = load_file(run.last, device)
+    file = next((file for file in saved if is_whole(file)), saved[0])
+    if file != run.last:
+        log.warning(f"{run.last} is damaged or gone: going on from the one before it, {file}")
+    content = load_file(file, device)
     if content.get("classes") != state.classes:
-        raise UserError(f"{run.last} is of other classes than {run.path / 'classes.json'}; start another --run")
+        raise UserError(f"{file} is of other classes than {run.path / 'classes.json'}; start another --run")
     try:
         state.restore(content)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{run.last} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
-    epochs, inside = divmod(state.trainer.state.iteration, content["trainer"]["epoch_length"])
-    unrecorded = not inside and not content["epoch_done"]
+        epochs, inside = divmod(state.trainer.state.iteration, content["trainer"]["epoch_length"])
+        unrecorded = not inside and not content["epoch_done"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{file} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
     run.keep_history(epochs - unrecorded)
     log.info(f"{run.path}: going on after iteration {state.trainer.state.iteration}")
     if unrecorded:  # it was stopped between an epoch's last step and its row in the history
         state.trainer.fire_event(Events.EPOCH_COMPLETED)
-    elif not inside:  # or perhaps between last.pt and best.pt
-        handlers.keep_best(run, epochs)
+    elif not inside and run.best_epoch["epoch"] == epochs:  # or perhaps between last.pt and best.pt
+        copy_checkpoint(file, run.best)

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,11 +44,10 @@ def pretrained_weights(name: str, weights: str) -> Weights:
     if not Path(weights).is_file():
         raise UserError(f"{source}: no such file; give one, or a run, imagenet, imagenet-v2 or none")
     content = load_file(Path(weights))
-    classes, other = content.get("classes"), _network_of(content)
+    other = _network_of(content)
     if other not in (None, name):  # whose shapes may well be the same
         raise UserError(f"{source}: of a {str(other)[:50]!r}, not of a {name}; take that as --model, or other weights")
-    named = isinstance(classes, list) and all(isinstance(one, str) for one in classes)
-    return Weights(state_dict_of(content), classes if named else None, source)
+    return Weights(state_dict_of(content), _classes_of(content), source)
 
 
 def trained_model(file: str | Path, source: str, classes: list[str], name: str | None = None) -> nn.Module:
@@ -56,8 +56,8 @@ def trained_model(file: str | Path, source: str, classes: list[str], name: str |
     classes: what it has to tell apart. name: which ResNet it is, where the file may not say so.
     """
     content = load_file(Path(file))
-    if (trained := content.get("classes", classes)) != classes:
-        raise UserError(f"{source}: of {len(trained)} other classes than the {len(classes)} here; take one of the same")
+    if "classes" in content and (trained := _classes_of(content)) != classes:
+        raise UserError(f"{source}: of {len(trained or ())} other classes than the {len(classes)} here; take one of the same")
     if (name := _network_of(content) or name) is None:
         raise UserError(f"{source}: does not say which network it is of; take a run of this project")
     try:
@@ -89,13 +89,22 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | state
     if misfit := _misfit(own, state):
         raise UserError(f"{source}: not the weights of this model: {misfit}; take weights of the same network")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # quantised, or of another kind that cannot be converted
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(f"{source}: cannot be copied into this model: …{reason}; take plain tensors") from error
 
 
 def _network_of(checkpoint: dict[str, Any]) -> str | None:
     recipe = checkpoint.get("recipe")
-    name = recipe.get("model") if isinstance(recipe, dict) else None
+    name = dict.get(recipe, "model") if isinstance(recipe, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _classes_of(checkpoint: dict[str, Any]) -> list[str] | None:
+    classes = checkpoint.get("classes")
+    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
 
 
 def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
@@ -112,7 +121,7 @@ def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
         shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
         if shape != tuple(value.shape):
             return f"{key} is {shape} and should be {tuple(value.shape)}"
-        if found.layout != value.layout or found.is_meta or found.is_floating_point() < value.is_floating_point():
+        if found.layout != value.layout or found.is_meta or found.dtype.is_floating_point < value.is_floating_point():
             return f"{key} is no dense tensor of floats"
     return ""
 
@@ -124,6 +133,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device=str(device))
+        _refuse_compressed(path)
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # whose text recommends to unpickle it nevertheless
         way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
@@ -132,7 +142,16 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint, or a damaged one: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dictionary of weights")
-    return content
+    return dict(dict.items(content))  # without the attributes that an OrderedDict may bring, named like its methods
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save never compresses, but torch.load would unpack: a bomb of a few megabytes could take all memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path} is no checkpoint: it would unpack to {unpacked} bytes; save it with torch.save")
 
 
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -142,7 +161,7 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """
     wrapped = (checkpoint.get(key) for key in ("model", "state_dict"))
     state = next((value for value in wrapped if isinstance(value, dict)), checkpoint)
-    state = {str(key): value for key, value in state.items()}
+    state = {str(key): value for key, value in dict.items(state)}
     for prefix in ("module.", "_orig_mod.", "module."):  # each may be around the other
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

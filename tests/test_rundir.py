@@ -1,8 +1,13 @@
+import errno
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import engine.rundir
 from engine.recipe import Recipe
 from engine.rundir import RunDir, newest_run, next_run
 from errors import UserError
@@ -111,3 +116,38 @@ def test_files_that_are_damaged_are_named(tmp_path):
         _ = run.best_epoch
     (run.path / "environment.json").write_text("[]")
     assert run.precision == "auto"
+
+
+def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
+    run = RunDir(tmp_path / "run")
+    code = "import sys; from pathlib import Path; from engine.rundir import RunDir\n"
+    code += "with RunDir(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+    pipe, root = subprocess.PIPE, Path(engine.rundir.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run.path], cwd=root, stdin=pipe, stdout=pipe, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another training is at work"), run.locked():
+            pass
+        assert (run.path / ".lock").exists()  # the other's, not to be taken away
+        other.kill()
+    with run.locked():
+        assert run.path.is_dir()
+    assert not run.path.exists()  # no run began
+
+
+def test_what_a_run_has_written_stays_when_its_lock_goes(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        run.write_json("recipe.json", {})
+    assert run.holds_run
+
+
+def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(engine.rundir.fcntl, "flock", no_locks)
+    caplog.set_level("INFO", "plumage")
+    with RunDir(tmp_path / "run").locked():
+        assert "No locks available" in caplog.text

@@ -147,8 +147,8 @@ def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
     _, call = tiny
     whole = call(tmp_path / "whole")
     run = call(tmp_path / "killed")
-    run.last.unlink()
-    run.best.unlink()
+    for file in (run.last, run.previous, run.best):
+        file.unlink()
     assert flat(result(call(tmp_path / "killed"))) == flat(result(whole))
 
 
@@ -157,9 +157,33 @@ def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
     run = call(tmp_path / "run")
     best, history = run.best.read_bytes(), run.history
     run.last.unlink()
+    run.previous.unlink()
     with pytest.raises(UserError, match=r"last\.pt is gone"):
         call(tmp_path / "run")
     assert (run.best.read_bytes(), run.history) == (best, history)
+
+
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before_it(tiny, tricks, tmp_path, caplog):
+    _, call = tiny
+    whole = call(tmp_path / "whole", **tricks)
+    with pytest.raises(Stopped):
+        call(tmp_path / "damaged", 8, **tricks)  # in the second epoch
+    run = RunDir(tmp_path / "damaged")
+    run.last.write_bytes(run.last.read_bytes()[:-1000])
+    assert flat(result(call(run.path, **tricks))) == flat(result(whole))
+    assert "last.pt is damaged" in caplog.text
+    assert "previous.pt" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tiny, tmp_path):
+    _, call = tiny
+    run = call(tmp_path / "run")
+    for file in (run.last, run.previous):
+        file.write_bytes(file.read_bytes()[:1000])
+    history = run.history
+    with pytest.raises(UserError, match=r"last\.pt is no checkpoint"):
+        call(tmp_path / "run")
+    assert run.history == history
 
 
 def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):

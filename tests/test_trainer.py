@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
+from engine.handlers import attach_divergence_guard
 from engine.trainer import attach_training_metrics, create_trainer
 
 CPU = torch.device("cpu")
@@ -118,6 +119,19 @@ def test_a_gradient_is_clipped_to_the_norm_whatever_it_is_scaled_by(scale):
     assert length > 10 * norm
     for clipped, before in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(clipped, before - norm * before.grad / length)
+
+
+def test_an_overflow_that_the_scaler_skips_is_no_divergence():
+    model, scaler = without_batchnorm().float(), torch.amp.GradScaler("cpu", init_scale=3e38)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = [parameter.tolist() for parameter in model.parameters()]
+    trainer = trainer_of(
+        model, optimizer, lambda logits, labels: 100 * functional.cross_entropy(logits, labels), scaler=scaler
+    )
+    attach_divergence_guard(trainer, attach_training_metrics(trainer, 2, CPU)["loss"], optimizer, 1)
+    trainer.run(batches(2))
+    assert [parameter.tolist() for parameter in model.parameters()] == before
+    assert scaler.get_scale() == pytest.approx(3e38 / 4, rel=1e-3)
 
 
 def test_of_mixed_pictures_the_larger_share_is_the_label():

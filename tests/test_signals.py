@@ -1,0 +1,89 @@
+"""Stop signals in each phase of a training: one line, the exit code of the signal, and nothing lost."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import TINY
+from test_train import TinyNetwork
+
+import data.birds
+import data.store
+import engine.train
+from data.augment import Transform
+
+
+def signalling(function, number, call, times=1):
+    """``function``, before whose ``call``-th call this process gets a signal, from whatever thread that is."""
+    calls = 0
+
+    def wrapped(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return function(*args, **options)
+
+    return wrapped
+
+
+def stopped(code, err, number):
+    return code == 128 + number and err.splitlines()[-1].startswith(f"error: stopped by {signal.Signals(number).name}")
+
+
+@pytest.fixture
+def command(monkeypatch, photos, tmp_path):
+    monkeypatch.setattr(engine.train, "build_model", TinyNetwork)
+    return ["train", "--data", photos, *TINY, "--epochs", "3", "--run", tmp_path / "run", "--resume"]
+
+
+@pytest.fixture
+def undisturbed(command, plumage, tmp_path):
+    """What the run ends with that is never stopped."""
+    assert plumage(*command)[0] == 0
+    (tmp_path / "run").rename(tmp_path / "whole")
+    return torch.load(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGUSR1, 1)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (data.store, "decode_or_reason", 5),
+        (Transform, "random", 1),
+        (Transform, "random", 5),
+        (Transform, "center", 1),
+        (engine.train, "save_checkpoint", 1),
+        (engine.train, "save_checkpoint", 3),
+        (engine.train, "copy_checkpoint", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_signal_in_any_phase_costs_nothing(
+    undisturbed, command, plumage, tmp_path, monkeypatch, number, times, owner, name, call
+):
+    shutil.rmtree(tmp_path / "xdg")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalling(getattr(owner, name), number, call, times))
+        code, _, err = plumage(*command)
+    assert stopped(code, err, number)
+    assert not list((tmp_path / "xdg").rglob(".draft-*"))
+    assert plumage(*command)[0] == 0
+    ended = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["model"]
+    assert all(torch.equal(ended[key], value) for key, value in undisturbed.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_while_birds_are_drawn_leaves_none_half_drawn(plumage, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(data.birds, "as_completed", signalling(data.birds.as_completed, number, 1))
+    code, _, err = plumage("train", "--data", "birds:species=2,pictures=2", *TINY, "--run", tmp_path / "run")
+    assert stopped(code, err, number)
+    assert not list((tmp_path / "xdg" / "plumage").iterdir())
+    assert not (tmp_path / "run").exists()
