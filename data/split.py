@@ -12,6 +12,7 @@ from errors import UserError
 
 COLUMNS = ("path", "label", "split")
 
+
 def stratified_split(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
     """(n,) "train" or "val": of each class the same fraction, and at least one picture on each side.
 

@@ -38,7 +38,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = path
-        self.split, self.skipped = path / "split.csv", path / "skipped.csv"
+        self._lock, self.split, self.skipped = path / ".lock", path / "split.csv", path / "skipped.csv"
         self.last, self.previous, self.best = (
             path / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best")
         )
@@ -48,11 +48,11 @@ class RunDir:
         return (self.path / "recipe.json").exists()
 
     def check_writable(self) -> None:
-        """Raises UserError, before any work, where ``create`` would fail."""
+        """Raises UserError, before any work, where a run cannot begin or go on."""
         above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
-        if self.holds_run:
+        if self.holds_run or self._lock.exists():  # files beside a lock are those of a training killed as it began
             return
         for name in ("split.csv", "skipped.csv", "classes.json", "environment.json", "history.jsonl", "checkpoints"):
             if os.path.lexists(self.path / name):
@@ -60,33 +60,26 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """For this process alone: the lock dies with it. Makes the folder; takes it away if no run has begun in it.
+        """For this process alone: the lock dies with it. Makes the folder, and takes it away if nothing came into it.
 
         Raises UserError where another process has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / ".lock"
-        with file.open("a") as handle:
+        with self._lock.open("a") as handle:
             if fcntl:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise UserError(f"--run {self.path}: another training is at work in it; give another") from error
                 except OSError as error:
-                    log.info(f"{file}: this disk has no locks ({error.strerror}); let only one training write there")
+                    log.info(f"{self.path}: its disk has no locks ({error.strerror}); let only one training write there")
             try:
                 yield
             finally:
-                if not self.holds_run:
-                    with suppress(OSError):  # what else is there stays
-                        file.unlink()
+                if list(self.path.iterdir()) == [self._lock]:
+                    with suppress(OSError):
+                        self._lock.unlink()
                         self.path.rmdir()
-
-    def create(self) -> None:
-        try:
-            self.last.parent.mkdir(parents=True)
-        except FileExistsError as error:
-            raise UserError(f"--run {self.path}: another training has begun there; give another") from error
 
     def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
         """environment.json, classes.json and recipe.json."""

@@ -173,7 +173,7 @@ def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
 
 def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
     """The run directory, with all that is known before training."""
-    run.create()
+    run.path.mkdir(parents=True, exist_ok=True)
     write_split(run.split, dataset.samples)
     write_skipped(run.skipped, dataset.store.skipped)
     run.describe(recipe, dataset.samples.classes, machine)

@@ -56,13 +56,13 @@ def trained_model(file: str | Path, source: str, classes: list[str], name: str |
     classes: what it has to tell apart. name: which ResNet it is, where the file may not say so.
     """
     content = load_file(Path(file))
-    if "classes" in content and (trained := _classes_of(content)) != classes:
-        raise UserError(f"{source}: of {len(trained or ())} other classes than the {len(classes)} here; take one of the same")
+    if "classes" in content and _classes_of(content) != classes:
+        raise UserError(f"{source}: of other classes than the {len(classes)} here; take one of the same")
     if (name := _network_of(content) or name) is None:
         raise UserError(f"{source}: does not say which network it is of; take a run of this project")
     try:
         model = build_model(name, len(classes))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{source}: of an unknown network, {name[:50]!r}") from error
     load_state(model, state_dict_of(content), source)
     return model

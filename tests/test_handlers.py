@@ -172,9 +172,7 @@ def test_a_finite_loss_is_left_alone():
 
 @pytest.fixture
 def run(tmp_path) -> RunDir:
-    run = RunDir(tmp_path)
-    run.create()
-    return run
+    return RunDir(tmp_path)
 
 
 def train_toy(run, accuracies, patience=0, minutes=10):

@@ -15,6 +15,7 @@ from conftest import CLIPART, TINY
 from PIL import Image
 
 FILES = {
+    ".lock",
     "recipe.json",
     "environment.json",
     "classes.json",

@@ -44,7 +44,6 @@ def rows(*accuracies):
 
 def test_history_is_cut_to_what_a_checkpoint_knows(tmp_path):
     run = begin(tmp_path / "run")
-    run.create()
     for row in rows(0.1, 0.3, 0.2):
         run.add_history(row)
     with (run.path / "history.jsonl").open("a") as handle:
@@ -65,10 +64,6 @@ def test_of_equal_epochs_the_earlier_is_best(tmp_path):
 
 def test_a_run_that_is_named_is_taken(tmp_path):
     assert [next_run(tmp_path, "birds").path.name for _ in range(3)] == ["birds-1", "birds-2", "birds-3"]
-    run = RunDir(tmp_path / "birds-1")
-    run.create()
-    with pytest.raises(UserError, match="another training has begun there"):
-        run.create()
 
 
 @pytest.mark.parametrize("name", ["split.csv", "history.jsonl", "checkpoints"])
@@ -134,6 +129,13 @@ def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
     with run.locked():
         assert run.path.is_dir()
     assert not run.path.exists()  # no run began
+
+
+def test_a_training_that_was_killed_as_it_began_can_begin_again(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        run.write_json("classes.json", [])
+    run.check_writable()
 
 
 def test_what_a_run_has_written_stays_when_its_lock_goes(tmp_path):
