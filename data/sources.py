@@ -193,7 +193,7 @@ def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator
 
 def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) -> Iterator[str]:
     """Follows a link to each folder once: links in circles, or from all folders to all others, come to an end."""
-    waiting, followed = [(Path(folder.path), prefix)], set[Path]()
+    waiting, followed = [(Path(folder.path), prefix)], {Path(folder.path).resolve()}
     while waiting:
         here, prefix = waiting.pop()
         for entry in _visible(here, ignored):
@@ -248,5 +248,6 @@ def _hint(folder: Path) -> str:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """``names`` for a message of one line: the first few, and how many more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """``names`` for a message of one line: the first few, what cannot be printed escaped, and how many more."""
+    shown = (name if name.isprintable() else repr(name)[1:-1] for name in names[:most])
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
