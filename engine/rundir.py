@@ -72,7 +72,7 @@ class RunDir:
                 except BlockingIOError as error:
                     raise UserError(f"--run {self.path}: another training is at work in it; give another") from error
                 except OSError as error:
-                    log.info(f"{self.path}: no locks on this disk ({error.strerror}); let one training at a time write there")
+                    log.info(f"{self.path}: no locks here ({error.strerror}); start one training at a time")
             try:
                 yield
             finally:
