@@ -120,7 +120,7 @@ def decode(file: Path, size: int) -> np.ndarray:
         raise ValueError("is no regular file")  # opening a pipe would wait for ever
     with Image.open(file, formats=FORMATS) as opened:
         if max(opened.size) > MAX_SIDE:
-            raise ValueError(f"is {opened.width} pixels wide and {opened.height} high")
+            raise ValueError(f"is {opened.width} by {opened.height} pixels: no side may have more than {MAX_SIDE}")
         with one_huge_picture if opened.width * opened.height > HUGE else nullcontext():
             opened.load()
             with suppress(Exception):  # a picture whose EXIF block is broken is still a picture

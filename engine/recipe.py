@@ -1,7 +1,7 @@
 """Recipe: every hyper-parameter of a run. A new one is a field here; the command line and recipe.json follow."""
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,8 +11,8 @@ from errors import UserError
 
 Rule = tuple[str, Callable[[Any], bool]]
 
-ABOVE_0: Rule = ("above 0", lambda value: 0 < value < math.inf)
-AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value < math.inf)
+ABOVE_0: Rule = ("above 0", lambda value: 0 < value <= sys.float_info.max)
+AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value <= sys.float_info.max)
 FRACTION: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 SIDE: Rule = ("from 1 to 4096", lambda value: 1 <= value <= 4096)
 
@@ -147,8 +147,8 @@ class Recipe:
         """The recipe of a run. An option younger than the file takes its default."""
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, UserError) as error:
-            raise UserError(f"{file} is no recipe of this version: {error}") from error
+        except (OSError, ValueError, TypeError, RecursionError, UserError) as error:
+            raise UserError(f"{file} is no recipe of this version: {' '.join(str(error).split())}") from error
 
     def contradictions(self, given: Mapping[str, Any]) -> list[str]:
         """The options given by hand that differ from this recipe, as ``--name value (was value)``."""
