@@ -37,6 +37,15 @@ class LearningRate(click.ParamType):
         return value if value == "auto" else click.FLOAT.convert(value, param, ctx)
 
 
+class Place(click.Path):
+    """A path, and not an empty one, which a script's unset variable makes and which would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("is empty; give a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
 
@@ -58,7 +67,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
         click.option(
             "--cache",
-            type=click.Path(path_type=Path),
+            type=Place(path_type=Path),
             default=cache_folder,
             help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
         ),
@@ -82,7 +91,7 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
-@click.option("--run", type=click.Path(path_type=Path), help="Where results go.  [runs/<data name>-<n>]")
+@click.option("--run", type=Place(path_type=Path), help="Where results go.  [runs/<data name>-<n>]")
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --run (or the newest of this data), if there is one."
 )
@@ -115,9 +124,9 @@ def train(run: Path | None, resume: bool, checkpoint_minutes: int, **options: An
 
 
 @cli.command("eval")
-@click.option("--run", type=click.Path(path_type=Path), help="The run to evaluate.  [the newest in runs/]")
-@click.option("--checkpoint", default="best", help="best, last, or a file.  [best]")
-@click.option("--data", help="Another labelled folder, matched by class name.  [the run's own pictures]")
+@click.option("--run", type=Place(path_type=Path), help="The run to evaluate.  [the newest in runs/]")
+@click.option("--checkpoint", type=Place(), default="best", help="best, last, or a file.  [best]")
+@click.option("--data", type=Place(), help="Another labelled folder, matched by class name.  [the run's own pictures]")
 @click.option("--split", type=click.Choice(["val", "train", "all"]), help="[val; with --data: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @machine_options
@@ -192,18 +201,17 @@ def main() -> None:
     try:
         sys.exit(cli.main(standalone_mode=False))
     except EarlyEnd as end:
-        click.echo(f"error: {end}".replace("\n", " "), err=True)
-        sys.exit(end.exit_code)
+        message, code = str(end), end.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See python {context.command_path} --help." if context else ""
-        click.echo(f"error: {error.format_message()}{hint}", err=True)
-        sys.exit(error.exit_code)
+        message, code = error.format_message() + hint, error.exit_code
     except OSError as error:  # a full disk, a missing permission, a name that is too long
-        click.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
-        sys.exit(UserError.exit_code)
+        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    click.echo(f"error: {message}".replace("\n", " "), err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ class Recipe:
         "then counts as right if it names the picture with the larger share.",
         AT_LEAST_0,
     )
-    batch_size: int = _option(64, "Pictures per step.", ("at least 2, for BatchNorm", lambda value: value >= 2))
+    batch_size: int = _option(
+        64, "Pictures per step.", ("from 2, for BatchNorm, to 65536", lambda value: 2 <= value <= 65536)
+    )
     accumulate: int = _option(
         1,
         "Compute each step's --batch-size pictures in this many parts, one after the other, for less memory; "
@@ -70,13 +72,19 @@ class Recipe:
         ("at least 1", lambda value: value >= 1),
     )
     lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
-    epochs: int = _option(60, "Times through the training set.", ABOVE_0)
+    epochs: int = _option(
+        60, "Times through the training set.", ("from 1 to 1000000", lambda value: 1 <= value <= 10**6)
+    )
     seed: int = _option(0, "Of every random draw.", ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63))
     smoothing: float = _option(0.1, "Label smoothing: the probability that goes to the wrong classes.", FRACTION)
     teacher: str = _option(
         "none", "Learn from this run's outputs too (distillation): a run of the same classes, or its checkpoint."
     )
-    temperature: float = _option(20.0, "Of distillation: what both outputs are divided by.", ABOVE_0)
+    temperature: float = _option(
+        20.0,
+        "Of distillation: what both outputs are divided by.",
+        ("above 0, at most 1000000", lambda value: 0 < value <= 10**6),
+    )
     val_fraction: float = _option(
         0.2,
         "Of each class, held out where the data has no split.",
@@ -131,8 +139,9 @@ class Recipe:
         if preset not in PRESETS:
             raise UserError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
         values = {**PRESETS[preset], **given, "preset": preset}
-        if values.get("lr", "auto") == "auto":
-            values["lr"] = 0.1 * values.get("batch_size", cls.batch_size) / 256
+        scaled = values.get("lr", "auto") == "auto"
+        if scaled:
+            values.pop("lr", None)
         named = {"data": ("cub200",), "weights": ("imagenet", "imagenet-v2", "none"), "teacher": ("none",)}
         for name, words in named.items():
             if name in values and values[name] not in words and not (name == "data" and is_birds(values[name])):
@@ -140,7 +149,8 @@ class Recipe:
                     values[name] = str(Path(values[name] or "\0").expanduser().resolve())
                 except (RuntimeError, ValueError, OSError) as error:
                     raise UserError(f"--{name} '{values[name]}': {error or 'is empty'}; give a path") from error
-        return cls(**values)
+        recipe = cls(**values)
+        return replace(recipe, lr=0.1 * recipe.batch_size / 256) if scaled else recipe
 
     @classmethod
     def load(cls, file: Path) -> "Recipe":

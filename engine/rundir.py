@@ -135,7 +135,8 @@ class RunDir:
         replace_file(self.path / "history.jsonl", rows)
 
     def add_history(self, row: dict[str, Any]) -> None:
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as handle:
+        file = self.path / "history.jsonl"
+        with _named_in_errors(file), file.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
 
     def checkpoint(self, which: str) -> Path:
@@ -160,8 +161,19 @@ class RunDir:
 def replace_file(file: Path, text: str) -> None:
     """Write beside and rename: whoever reads ``file`` sees all of the old or all of the new."""
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    with _named_in_errors(file):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+
+
+@contextmanager
+def _named_in_errors(file: Path) -> Iterator[None]:
+    """That a write fails, as on a full disk, comes without the file's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
 
 
 def weights_file(weights: str) -> str:

@@ -12,6 +12,8 @@ from engine.recipe import Recipe
 from engine.rundir import RunDir, newest_run, next_run
 from errors import UserError
 
+ROOT = Path(engine.rundir.__file__).parents[1]
+
 
 def begin(path, data="cub200", time=0):
     path.mkdir(parents=True)
@@ -117,9 +119,9 @@ def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
     run = RunDir(tmp_path / "run")
     code = "import sys; from pathlib import Path; from engine.rundir import RunDir\n"
     code += "with RunDir(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
-    pipe, root = subprocess.PIPE, Path(engine.rundir.__file__).parents[1]
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", code, run.path], cwd=root, stdin=pipe, stdout=pipe, text=True
+        [sys.executable, "-c", code, run.path], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
     ) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match="another training is at work"), run.locked():
@@ -153,3 +155,14 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "plumage")
     with RunDir(tmp_path / "run").locked():
         assert "No locks available" in caplog.text
+
+
+def test_a_write_that_fails_names_its_file(tmp_path):
+    limited = "import resource, signal, sys; from pathlib import Path; from engine.rundir import RunDir\n"
+    limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))\n"
+    for write in ("write_json('recipe.json', 'too long')", "add_history({'epoch': 1})"):
+        code = (
+            limited + f"try: RunDir(Path({str(tmp_path)!r})).{write}\nexcept OSError as error: sys.exit(error.filename)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.stderr.strip() in (str(tmp_path / "recipe.json"), str(tmp_path / "history.jsonl"))

@@ -1,0 +1,131 @@
+"""Every option of every command, given nonsense: exit code 2, one line that names it, and nothing left behind."""
+
+from dataclasses import fields
+
+import click
+import pytest
+import torch
+
+import main
+from engine.machine import Machine
+from engine.recipe import Recipe
+from engine.rundir import RunDir
+from models.resnet import build_model
+
+# Where the work of each command begins: what comes so far has been accepted.
+WORK = {
+    "train": ["engine.train.prepare_dataset"],
+    "eval": ["engine.evaluate.recall_dataset", "engine.evaluate.read_all"],
+}
+ACCEPTED = 77  # the exit code there
+GIVEN = {"train": ["--data", "photos", "--weights", "none"], "eval": []}
+RULES = {field.name: field.metadata["must_be"][1] for field in fields(Recipe) if field.metadata["must_be"]}
+# What a number has to be besides, where the other options are GIVEN or left to the finetune preset.
+BESIDES = {
+    "resize": lambda value: value >= 224,
+    "crop": lambda value: value <= 256,
+    "accumulate": lambda value: value <= 32,
+    "warmup_epochs": lambda value: value < 60,
+    "freeze_backbone_epochs": lambda value: value == 0,
+}
+
+WORDS = ["", " ", "x", "two\nlines", "\udcff", "x" * 5000]
+NUMBERS = ["-1", "-0.5", "0", "0.5", "1", "2", "100", "224", "4096", "5000", "1e3", "1e-400", "1e308", "1e400", "nan"]
+NUMBERS += ["inf", "-inf", str(10**30), str(-(10**30)), str(10**400), "9" * 5000, "1e", "0x10", "1,5", "1_0", "+1", "١"]
+PATHS = ["", "x" * 300, "x/" * 3000 + "x", "file.txt", "file.txt/below", "file.txt/two\nlines", "file.txt/\udcff"]
+OPTIONS = [
+    pytest.param(command.name, option, id=f"{command.name} {option.opts[0]}")
+    for command in main.cli.commands.values()
+    for option in command.params
+    if isinstance(option, click.Option)
+]
+
+
+def is_number(option):
+    return isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType, main.LearningRate))
+
+
+def takes(option, text):
+    """Whether ``text`` is a value of the number ``option``, by its documented rule."""
+    try:
+        value = (int if isinstance(option.type, click.types.IntParamType) else float)(text)
+    except ValueError:
+        return False
+    if option.name in RULES:
+        return RULES[option.name](value) and BESIDES.get(option.name, lambda value: True)(value)
+    low, high = getattr(option.type, "min", None), getattr(option.type, "max", None)
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+def nonsense(option):
+    """(arguments, the option as spelled in them, the value) that no command takes."""
+    spellings = [*option.opts, *option.secondary_opts]
+    if option.is_flag:
+        return [([f"{name}={value}"], name, value) for name in spellings for value in ("1", "true", "")]
+    if isinstance(option.type, click.Choice):
+        choices = option.type.choices
+        values = [*WORDS, *(choice.upper() for choice in choices), f"{choices[0]},{choices[-1]}"]
+    elif is_number(option):
+        values = [value for value in [*WORDS, *NUMBERS] if not takes(option, value)]
+    else:
+        values = PATHS
+    return [([name, value], name, value) for name in spellings for value in values]
+
+
+def shown(text):
+    """``text`` as a line of standard error has it."""
+    return text.replace("\n", " ").encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    file = tmp_path_factory.mktemp("checkpoint") / "best.pt"
+    torch.save({"model": build_model("resnet18", 2).state_dict()}, file)
+    return file
+
+
+@pytest.fixture
+def prepared(photos, tmp_path, checkpoint, monkeypatch):
+    """Pictures, a file and a run, and commands that go no further than to their work."""
+    photos.rename(tmp_path / "photos")
+    (tmp_path / "file.txt").write_text("no folder, no weights")
+    run = RunDir(tmp_path / "runs" / "photos-1")
+    run.best.parent.mkdir(parents=True)
+    recipe = Recipe.create({"data": "elsewhere", "model": "resnet18"})
+    classes = ["photos", "runs"]  # those of the current folder, which an empty path may not mean
+    run.describe(recipe, classes, Machine(torch.device("cpu"), "fp32", False))
+    run.best.symlink_to(checkpoint)
+
+    def accept(*_, **__):
+        raise SystemExit(ACCEPTED)
+
+    for places in WORK.values():
+        for place in places:
+            monkeypatch.setattr(place, accept)
+    return tmp_path
+
+
+def arguments_for(command, option):
+    """What is given before the option. The cache has to be written to for the birds alone."""
+    return [command, *GIVEN[command], *(["--data", "birds:species=2,pictures=2"] if option.name == "cache" else [])]
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_nonsense_is_one_line_that_names_the_option(plumage, prepared, command, option):
+    before = sorted(prepared.rglob("*"))
+    cases = nonsense(option)
+    assert cases
+    for arguments, name, value in cases:
+        code, out, err = plumage(*arguments_for(command, option), *arguments)
+        assert (code, out) == (2, ""), arguments
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert errors == err.splitlines()[-1:], arguments
+        assert name in errors[0] or (value in PATHS[1:] and shown(value) in errors[0]), arguments
+        assert sorted(prepared.rglob("*")) == before, arguments
+
+
+@pytest.mark.parametrize(("command", "option"), [case for case in OPTIONS if is_number(case.values[1])])
+def test_each_number_within_its_rule_is_taken(plumage, prepared, command, option):
+    for value in [number for number in NUMBERS if takes(option, number)]:
+        code, _, err = plumage(*arguments_for(command, option), option.opts[0], value)
+        assert code == ACCEPTED, (value, err)
