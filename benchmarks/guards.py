@@ -65,7 +65,7 @@ class Training:
             handlers.attach_stop(trainer, StopSignals(), save)
         if checkpoints:
             first = Events.ITERATION_COMPLETED(event_filter=lambda engine, iteration: iteration % steps == 1)
-            trainer.add_event_handler(first, save)
+            trainer.add_event_handler(first, lambda: save())
 
     def block(self) -> float:
         """From the start to when the device has done all steps and the checkpoint is written."""
