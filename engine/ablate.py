@@ -1,0 +1,249 @@
+"""ablate(trials, folder): every combination of some options' values, once for each seed, and what each one changes."""
+
+import csv
+import gc
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from data.sources import list_samples, locate
+from data.store import Cache
+from engine.handlers import is_over
+from engine.machine import Machine
+from engine.recipe import Recipe, option_name
+from engine.rundir import RunDir, next_run, replace_file
+from engine.signals import StopSignals
+from engine.train import train
+from errors import Diverged, Stopped, UserError
+
+log = logging.getLogger("plumage")
+
+# Student's t: the 97.5 % quantiles of 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: the varied options' ``values`` as they were given, and the recipe that they make with its seed.
+
+    All trials of one seed have the same split, unless val_fraction is varied: it is drawn from the labels by the seed.
+    """
+
+    values: dict[str, Any]
+    recipe: Recipe
+
+    @property
+    def combination(self) -> str:
+        return title(self.values)
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder, safe on every disk: what had to be changed or cut for that is told apart by a hash."""
+        pairs = ((option_name(name)[2:], re.sub(r"[^a-z0-9.+-]+", "-", show(v))) for name, v in self.values.items())
+        safe = ",".join(f"{name}={value}" for name, value in pairs)[:150]
+        if safe != self.combination:
+            safe += "-" + sha256(repr(self.values).encode()).hexdigest()[:8]
+        return f"{safe},seed={self.recipe.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: with ``exit_code`` 0, or for the reason ``error``."""
+
+    trial: Trial
+    run: RunDir
+    exit_code: int = 0
+    error: str = ""
+
+
+def title(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{option_name(name)[2:]}={show(value)}" for name, value in values.items())
+
+
+def show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value) if str(value).isprintable() else repr(value)
+
+
+def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seeds: Sequence[int] | None) -> list[Trial]:
+    """The trials, seed by seed, with the options ``given`` by hand besides. UserError for what cannot be trained."""
+    names = [name for name, _ in varied]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--vary {option_name(name)[2:]}: is given twice; put all of its values into one")
+        if name in given:
+            raise UserError(f"--vary: {option_name(name)} is given by hand too; leave one of them out")
+    if seeds and "seed" in given:
+        raise UserError("--seeds: --seed is given too; leave one of them out")
+    trials: dict[Recipe, Trial] = {}
+    for seed in seeds or [given.get("seed", Recipe.seed)]:
+        for combination in product(*(values for _, values in varied)):
+            values = dict(zip(names, combination, strict=True))
+            try:
+                trial = Trial(values, Recipe.create({**given, **values, "seed": seed}))
+            except UserError as error:
+                raise UserError(f"--vary {title(values)} --seeds {seed}: {error}") from error
+            if same := trials.get(trial.recipe):
+                raise UserError(f"--vary, --seeds: {trial.name} would train the same as {same.name}; take one out")
+            trials[trial.recipe] = trial
+    return list(trials.values())
+
+
+def find_folder(home: Path, trials: list[Trial]) -> Path:
+    """Where these very trials were begun last below ``home``, else a new ``home/ablation-<data name>-<n>``."""
+
+    def content(file: Path) -> Any:
+        with suppress(OSError, ValueError, RecursionError):
+            return json.loads(file.read_text(encoding="utf-8"))
+
+    same = [file for file in home.glob("ablation-*/ablation.json") if content(file) == description(trials)]
+    if same:
+        return max(same, key=lambda file: file.stat().st_mtime_ns).parent
+    return next_run(home, f"ablation-{Path(trials[0].recipe.data).name}").path
+
+
+def description(trials: list[Trial]) -> dict[str, Any]:
+    """What ablation.json holds: the options varied, and each run's recipe, in order."""
+    return {
+        "vary": list(trials[0].values),
+        "runs": [{"run": trial.name, "values": trial.values, "recipe": asdict(trial.recipe)} for trial in trials],
+    }
+
+
+def ablate(trials: list[Trial], folder: Path, machine: Machine, cache: Cache, signals: StopSignals) -> list[Outcome]:
+    """Train each of ``trials`` into its own run below ``folder``, or go on with it; one that fails stops no other.
+
+    Writes ablation.json and ablation.csv beside the runs. Raises Stopped, with everything saved.
+    """
+    runs = [RunDir(folder / trial.name) for trial in trials]
+    try:
+        check(trials, runs, folder, cache)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "ablation.json", json.dumps(description(trials), indent=2) + "\n")
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing came into it
+    outcomes = []
+    for number, (trial, run) in enumerate(zip(trials, runs, strict=True), 1):
+        log.info(f"[{number}/{len(trials)}] {run.path}")
+        outcomes.append(train_one(trial, run, machine, cache, signals))
+    write_results(outcomes, folder / "ablation.csv")
+    return outcomes
+
+
+def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -> None:
+    """Raises UserError, before any training, where ``folder`` or the pictures will not do."""
+    if RunDir(folder).holds_run:
+        raise UserError(f"--run {folder}: is a run itself; give the folder that is to hold the ablation's runs")
+    for trial, run in zip(trials, runs, strict=True):
+        run.check_writable()
+        differences = []
+        with suppress(UserError):  # a damaged run fails when its turn comes, and takes no other along
+            differences = run.recipe.contradictions(asdict(trial.recipe)) if run.holds_run else []
+        if differences:
+            raise UserError(
+                f"--run {run.path}: was trained with another recipe: {', '.join(differences)}; give another"
+            )
+    if not all(run.holds_run for run in runs):
+        list_samples(locate(trials[0].recipe.data, cache))
+
+
+def train_one(trial: Trial, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> Outcome:
+    gc.collect()  # the run before is held in circles, and with it the device's memory
+    if machine.compile:
+        torch.compiler.reset()  # keeps a few networks, and refuses more
+    try:
+        if not is_finished(trial.recipe, run):
+            with run.locked():
+                train(run.recipe if run.holds_run else trial.recipe, run, machine, cache, signals)
+        return Outcome(trial, run)
+    except Stopped as stop:
+        raise Stopped(stop.exit_code - 128, "; the same command goes on from here") from None
+    except (UserError, Diverged, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        log.error(f"{trial.name} failed: {reason}")
+        return Outcome(trial, run, getattr(error, "exit_code", UserError.exit_code), reason)
+
+
+def is_finished(recipe: Recipe, run: RunDir) -> bool:
+    """Whether nothing is left to train in ``run``, known without a picture or a network.
+
+    The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
+    """
+    if not run.holds_run or run.recipe != recipe or not (rows := run.history):
+        return False
+    over = rows[-1]["epoch"] >= recipe.epochs or is_over(run, recipe.early_stopping)
+    saved = ((run.last, rows[-1]), (run.best, run.best_epoch))
+    return over and all(not file.exists() or iteration(file) == row["iteration"] for file, row in saved)
+
+
+def iteration(checkpoint: Path) -> int | None:
+    """After which it was saved; None where it cannot be read."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["trainer"]["iteration"])
+    except Exception:  # on a damaged file torch raises nearly anything
+        return None
+
+
+def write_results(outcomes: list[Outcome], file: Path) -> None:
+    """ablation.csv: a line for each run, with its best epoch's numbers and the seconds of all its epochs."""
+    numbers = ("epoch", "val_accuracy", "val_loss", "val_nll", "train_accuracy")
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(("run", *outcomes[0].trial.values, "seed", "best_epoch", *numbers[1:], "seconds", "error"))
+        for outcome in outcomes:
+            trial, run = outcome.trial, outcome.run
+            row = [""] * 6
+            if not outcome.error:
+                seconds = sum(epoch["seconds"] for epoch in run.history)
+                row = [*(run.best_epoch[name] for name in numbers), round(seconds, 3)]
+            varied = map(show, trial.values.values())
+            writer.writerow((trial.name, *varied, trial.recipe.seed, *row, outcome.error))
+
+
+def table(outcomes: list[Outcome]) -> Iterator[str]:
+    """The lines of what was found: for each combination its accuracy, and how far it lies from the first one's."""
+    accuracies: dict[str, dict[int, float]] = {outcome.trial.combination: {} for outcome in outcomes}
+    for outcome in outcomes:
+        if not outcome.error:
+            accuracy = 100 * outcome.run.best_epoch["val_accuracy"]
+            accuracies[outcome.trial.combination][outcome.trial.recipe.seed] = accuracy
+    first, *_ = accuracies.values()
+    width = max(map(len, accuracies))
+    yield "Validation accuracy of the best epoch: mean ± standard deviation over n seeds; then the difference to the"
+    yield "first line, seed by seed, with the 95 % confidence interval of its mean by Student's t."
+    for combination, found in accuracies.items():
+        failed = len(outcomes) // len(accuracies) - len(found)
+        differences = [found[seed] - first[seed] for seed in found if seed in first] if found is not first else []
+        spread = f" ± {stdev(found.values()):.2f}" if len(found) > 1 else ""
+        cells = f"{mean(found.values()):6.2f}{spread} %" if found else "     -"
+        count = f"n = {len(found)}" + (f" ({failed} failed)" if failed else "")
+        yield f"{combination:{width}}  {cells:16}  {count}  {difference(differences)}".rstrip()
+
+
+def difference(points: list[float]) -> str:
+    """Mean and 95 % confidence interval of ``points``, the differences of pairs, by Student's t."""
+    n = len(points)
+    if n < 2:
+        return f"{points[0]:+.2f} points (n = 1: no interval)" if points else ""
+    # Beyond 30 degrees of freedom the quantile of 30 makes the interval at most 4.2 % too wide.
+    half = T_QUANTILES[min(n - 1, 30) - 1] * stdev(points) / math.sqrt(n)
+    return f"{mean(points):+.2f} points ({mean(points) - half:+.2f} to {mean(points) + half:+.2f}, n = {n})"
