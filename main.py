@@ -1,5 +1,6 @@
 """The command line: parse, build a Recipe, call one function, print. Torch is imported by the commands that need it."""
 
+import csv
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.rundir import RunDir
 
 RUNS = Path("runs")
+RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
 
 
 def cache_folder() -> Path:
@@ -46,19 +48,67 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
+def option_type(field: "Field[Any]") -> click.ParamType:
+    """How an option of the recipe is read."""
+    choices = field.metadata["choices"]
+    kind = click.Choice(choices) if choices else click.types.convert_type(field.type)
+    return LearningRate() if field.name == "lr" else kind
+
+
+class Values(click.ParamType):
+    """``V1,V2``: values of ``field``, each read as if it were given by hand. Quotes keep the commas of one together."""
+
+    name = "v1,v2"
+
+    def __init__(self, field: "Field[Any]"):
+        self.option, self.kind = option_name(field.name), option_type(field)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        try:
+            texts = [text.strip() for text in next(csv.reader([value], skipinitialspace=True), [])]
+        except csv.Error as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        if not texts or "" in texts:
+            self.fail(f"{value!r}: an empty value of {self.option}", param, ctx)
+        return [self.kind.convert(text, param, ctx) for text in texts]
+
+
+class Variation(click.ParamType):
+    """``NAME=V1,V2``: an option of the recipe, and its values."""
+
+    name = "name=v1,v2"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[Any]]:
+        option, equals, values = value.partition("=")
+        if not equals:
+            self.fail(f"{value}: needs a name, = and values, as in smoothing=0,0.1", param, ctx)
+        name = option.strip().lstrip("-").replace("-", "_")
+        field = RECIPE_FIELDS.get(name)
+        if field is None or name in ("data", "preset", "seed"):
+            self.fail(f"{option}: is no option that can be varied (for seeds, there is --seeds)", param, ctx)
+        return name, Values(field).convert(values, param, ctx)
+
+
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
 
     def option(field: "Field[Any]") -> Callable[..., Any]:
-        name, choices = option_name(field.name), field.metadata["choices"]
-        kind: Any = LearningRate() if field.name == "lr" else click.Choice(choices) if choices else field.type
+        name = option_name(field.name)
         default = {"lr": "auto", "preset": "demo for birds, else finetune"}.get(field.name, field.default)
         declaration = f"{name}/--no-{name[2:]}" if field.type is bool else name
-        return click.option(declaration, type=kind, default=None, help=f"{field.metadata['help']}  [{default}]")
+        return click.option(
+            declaration, type=option_type(field), default=None, help=f"{field.metadata['help']}  [{default}]"
+        )
 
     for field in reversed(fields(Recipe)):
         command = option(field)(command)
     return command
+
+
+def take_recipe_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are given by hand, taken out of ``options``."""
+    given = {name: options.pop(name) for name in RECIPE_FIELDS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +128,11 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+report_option = click.option(
+    "--report/--no-report", "with_report", default=True, help="Evaluate the best model and write report.html."
+)
 
 
 @click.group(no_args_is_help=False)
@@ -101,12 +156,12 @@ def cli() -> None:
     default=10,
     help="Save inside epochs too, when the last time is this long ago; 0: after each step.  [10]",
 )
+@report_option
 @machine_options
-def train(run: Path | None, resume: bool, checkpoint_minutes: int, **options: Any) -> None:
+def train(run: Path | None, resume: bool, checkpoint_minutes: int, with_report: bool, **options: Any) -> None:
     """Train on the pictures in --data and write the results into --run."""
     signals = StopSignals()
-    given = {name: options.pop(name) for name in [field.name for field in fields(Recipe)]}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = take_recipe_options(options)
     recipe = Recipe.create(given)
 
     from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415 (torch takes seconds, and --help needs none)
@@ -120,7 +175,22 @@ def train(run: Path | None, resume: bool, checkpoint_minutes: int, **options: An
         machine, cache = choose_machine(**options)
         click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
         best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes)
-    click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
+        click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
+        if with_report:
+            report_on([found], found.path / "report.html", machine, cache)
+
+
+def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
+    """Evaluate trained runs and write their report. Whatever goes wrong, the runs are whole: it costs a line."""
+    try:
+        from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+        from report.page import write_report  # noqa: PLC0415
+
+        for run in runs:
+            run_evaluation(run, machine, cache)
+        write_report([run.path for run in runs], file)
+    except (Exception, UserError) as error:
+        logging.getLogger("plumage").warning(f"{file}: trained, but without a report: {' '.join(str(error).split())}")
 
 
 @cli.command("eval")
@@ -150,6 +220,79 @@ def evaluate(
             click.echo(f"  {name:9} {result[name]:8.4f}")
 
 
+@cli.command()
+@click.option(
+    "--vary",
+    "varied",
+    type=Variation(),
+    multiple=True,
+    required=True,
+    help="An option and the values that it takes; given again, every combination.",
+)
+@click.option("--seeds", type=Values(RECIPE_FIELDS["seed"]), help="Train each combination with each.  [--seed's]")
+@click.option(
+    "--run", type=Place(path_type=Path), help="The folder that holds the runs.  [runs/ablation-<data name>-<n>]"
+)
+@report_option
+@recipe_options
+@machine_options
+def ablate(
+    varied: tuple[tuple[str, list[Any]], ...],
+    seeds: list[int] | None,
+    run: Path | None,
+    with_report: bool,
+    **options: Any,
+) -> int:
+    """Train with every combination of the --vary values, and compare.
+
+    python main.py ablate --vary smoothing=0,0.1 --seeds 0,1,2 trains six runs, one after the other. Stopped anywhere,
+    the same command goes on where it was.
+    """
+    signals = StopSignals()
+    given = take_recipe_options(options)
+    from engine import ablate as ablation  # noqa: PLC0415
+
+    trials = ablation.plan(given, varied, seeds)
+    machine, cache = choose_machine(**options)
+    folder = run or ablation.find_folder(RUNS, trials)
+    outcomes = ablation.ablate(trials, folder, machine, cache, signals)
+    for line in ablation.table(outcomes):
+        click.echo(line)
+    first = [done.run for done in outcomes if not done.error and done.trial.recipe.seed == trials[0].recipe.seed]
+    if first and with_report:
+        report_on(first, folder / "report.html", machine, cache)
+    return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=Place(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=Place(path_type=Path),
+    help="[report.html in the run, or beside them where there are several]",
+)
+def report(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Write what a run learnt, and how well, as one HTML page; of several runs, how they compare.
+
+    Each RUN is a run's folder; without one, the newest in runs/. The run may still be training.
+    """
+    StopSignals()
+    found = [find_run(run).path for run in dict.fromkeys(runs)] or [find_run(None).path]
+    from report.page import write_report  # noqa: PLC0415
+
+    home = found[0] if len(found) == 1 else Path(os.path.commonpath([run.absolute().parent for run in found]))
+    file = output or home / "report.html"
+    try:
+        usable = file.parent.is_dir() and not file.is_dir()
+    except OSError:  # a name that is too long
+        usable = False
+    if not usable:
+        raise UserError(f"--output {file}: is no file in a folder that there is; give another")
+    write_report(found, file)
+    click.echo(file)
+
+
 def recipe_to_go_on_with(run: "RunDir", given: dict[str, Any], resume: bool) -> Recipe:
     """That of ``run``. Raises UserError where it is not to be resumed, or with other options."""
     if not resume:
@@ -169,7 +312,7 @@ def find_run(run: Path | None) -> "RunDir":
     if found is None:
         raise UserError("there is no run in runs/; train one with python main.py train, or give --run DIR")
     if not found.holds_run:
-        raise UserError(f"--run {found.path} holds no run (there is no recipe.json)")
+        raise UserError(f"{found.path} holds no run (there is no recipe.json)")
     return found
 
 
@@ -197,6 +340,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("plumage").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:
         sys.exit(cli.main(standalone_mode=False))

@@ -174,7 +174,7 @@ def disturb(row: Row, folder: Path, command: list[str], way: Way, kills: int, se
 def soak(row: Row, folder: Path, options: Options, way: Way, kills: int, draw: Random) -> None:
     """An undisturbed run of ``options``, and as many others as it takes to strike ``kills`` times."""
     given = {name: folder / "plain" if value == "plain" else value for name, value in {**COMMON, **options}.items()}
-    command = [str(MAIN), "train", "--resume", *words(given)]
+    command = [str(MAIN), "train", "--resume", "--no-report", *words(given)]
     start = time.monotonic()
     whole, pictures = folder / row.name, folder / f"{row.name}.cache"
     code, errors, _ = attempt([*command, "--run", str(whole), "--cache", str(pictures)], way)

@@ -79,7 +79,7 @@ def words(options: Options) -> list[str]:
 
 def accuracy(run: Path, options: Options, device: str) -> float | None:
     """The last epoch's validation accuracy of ``run``, trained now unless it has been; None where that failed."""
-    command = [str(MAIN), "train", "--run", str(run), "--resume", "--device", device, *words(options)]
+    command = [str(MAIN), "train", "--run", str(run), "--resume", "--no-report", "--device", device, *words(options)]
     try:
         began_as = json.loads((run / "environment.json").read_text(encoding="utf-8"))["command"]
         done = began_as == shlex.join(["python", *command]) and last_row(run)["epoch"] == options["epochs"]

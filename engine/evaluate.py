@@ -1,6 +1,8 @@
 """evaluate(run, …): a run's model on its own pictures, or on others."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.handlers import EpochOutputStore
+from PIL import Image
+from torch import Tensor
 
-from data.augment import Transform
+from data.augment import Transform, center_crop
 from data.dataset import Dataset, read_all
 from data.loader import eval_batches
 from data.sources import list_samples, locate, some
@@ -22,6 +26,8 @@ from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
 from models.weights import trained_model
+
+SAMPLES, MISTAKES, THUMBNAIL = 12, 24, 112
 
 
 def evaluate(
@@ -36,7 +42,8 @@ def evaluate(
 
     checkpoint: best, last or a file. data: another labelled folder, matched by class name, whose results go to
     eval-<folder>-<split>.json. split: train, val or all; by default val of the run's own pictures, else all.
-    In the .npz of the same name: logits (n, K) float32, labels (n,), and indices (n,) into the sorted paths.
+    In the .npz of the same name: logits (n, K) float32, labels (n,), and indices (n,) into the sorted paths; for the
+    report, what `pictures_to_show` returns.
     """
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
@@ -62,11 +69,51 @@ def evaluate(
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
     stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}"
     about = {"checkpoint": checkpoint, "data": str(dataset.samples.root), "precision": machine.precision}
-    run.write_arrays(
-        f"{stem}.npz", logits=torch.cat(logits.data).numpy(), labels=labels, indices=dataset.indices(split)
-    )
+    found = torch.cat(logits.data)
+    shown = pictures_to_show(found, labels, partial(center_pictures, dataset, split, recipe.crop))
+    run.write_arrays(f"{stem}.npz", logits=found.numpy(), labels=labels, indices=dataset.indices(split), **shown)
     run.write_json(f"{stem}.json", {**result, **about})
     return result
+
+
+def pictures_to_show(
+    logits: Tensor, labels: np.ndarray, read: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Pictures for the report, uint8, and which rows of ``logits`` (n, K) they are.
+
+    samples (m, crop, crop, 3) and sample_rows (m,): up to SAMPLES, of different classes where there are as many.
+    thumbnails (m, s, s, 3) and thumbnail_rows (m,): up to MISTAKES, most confident first, with s at most THUMBNAIL.
+    """
+    order = np.argsort(labels, kind="stable")
+    among = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # the how-manieth of its class
+    classes = max(int(np.sum(among == 0)), SAMPLES)
+    pool = order[np.argsort(among, kind="stable")][:classes]
+    samples = pool[np.linspace(0, len(pool) - 1, min(SAMPLES, len(pool))).round().astype(int)]
+    confidence, predicted = (part.numpy() for part in logits.softmax(dim=1).max(dim=1))
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    return {
+        "samples": read(samples),
+        "sample_rows": samples,
+        "thumbnails": shrink(read(wrong), THUMBNAIL),
+        "thumbnail_rows": wrong,
+    }
+
+
+def center_pictures(dataset: Dataset, split: str, crop: int, rows: np.ndarray) -> np.ndarray:
+    """(m, crop, crop, 3) uint8: what the network sees of these of the split's pictures."""
+    if not len(rows):
+        return np.empty((0, crop, crop, 3), np.uint8)
+    stored = dataset.store.read(dataset.pictures(split)[0][rows])
+    return center_crop(torch.from_numpy(np.ascontiguousarray(stored)), crop).numpy()
+
+
+def shrink(pictures: np.ndarray, side: int) -> np.ndarray:
+    """(m, s, s, 3) uint8 → the same, of at most ``side``."""
+    if pictures.shape[1] <= side:
+        return pictures
+    small = [np.asarray(Image.fromarray(picture).resize((side, side))) for picture in pictures]
+    return np.array(small, np.uint8).reshape(-1, side, side, 3)
 
 
 def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:

@@ -14,14 +14,15 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from engine.machine import Machine
 from engine.recipe import Recipe
 from errors import UserError
+
+if TYPE_CHECKING:
+    from engine.machine import Machine
 
 try:
     import fcntl
@@ -81,7 +82,7 @@ class RunDir:
                         self._lock.unlink()
                         self.path.rmdir()
 
-    def describe(self, recipe: Recipe, classes: list[str], machine: Machine) -> None:
+    def describe(self, recipe: Recipe, classes: list[str], machine: "Machine") -> None:
         """environment.json, classes.json and recipe.json."""
         self.write_json("environment.json", environment(machine))
         self.write_json("classes.json", classes)
@@ -209,8 +210,10 @@ def _folders(home: Path) -> Iterator[Path]:
     return (path for path in (home.iterdir() if home.is_dir() else ()) if path.is_dir())
 
 
-def environment(machine: Machine) -> dict[str, Any]:
+def environment(machine: "Machine") -> dict[str, Any]:
     """What a result may depend on beyond the recipe."""
+    import torch  # noqa: PLC0415 (takes seconds, and who reads a run needs none)
+
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

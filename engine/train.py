@@ -22,6 +22,7 @@ from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
 from engine.rundir import RunDir, weights_file
+from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
 from errors import UserError
@@ -50,7 +51,7 @@ def train(
     state, evaluator = build(recipe, machine, classes, steps, pretrained, teacher)
     trainer, optimizer, metrics = state.trainer, state.optimizer, state.metrics
     rate = partial(
-        handlers.learning_rate,
+        learning_rate,
         total=recipe.epochs * steps,
         warmup=round(recipe.warmup_epochs * steps),
         peak=recipe.lr,

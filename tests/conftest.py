@@ -15,7 +15,7 @@ ROOT = Path(main.__file__).parent
 CLIPART = ROOT.parent / "shared" / "data" / "clipart"
 # A training of seconds: a small network on small pictures, in a precision that every machine has.
 TINY = ["--model", "resnet18", "--weights", "none", "--resize", "36", "--crop", "32", "--batch-size", "8"]
-TINY += ["--lr", "0.05", "--precision", "fp32", "--device", "cpu"]
+TINY += ["--lr", "0.05", "--precision", "fp32", "--device", "cpu", "--no-report"]
 COLOURS = {"red apple": (200, 40, 40), "green, sour": (40, 180, 60), "blaue Beere": (40, 60, 200)}
 
 

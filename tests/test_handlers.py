@@ -19,9 +19,9 @@ from engine.handlers import (
     attach_progress,
     attach_stop,
     check_weights,
-    learning_rate,
 )
 from engine.rundir import RunDir
+from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from errors import Diverged, Stopped
 

@@ -25,11 +25,13 @@ FILES = {
     "checkpoints",
     "eval-val.json",
     "eval-val.npz",
+    "figures",
+    "report.html",
 }
 
 
 def test_train_then_eval_as_a_newcomer_types_them(start, photos, tmp_path):
-    train = start("train", "--data", photos, *TINY, "--zero-gamma", "--epochs", "5", "--smoothing", "0.1")
+    train = start("train", "--data", photos, *TINY, "--zero-gamma", "--epochs", "5", "--smoothing", "0.1", "--report")
     out, err = train.communicate()
     assert train.returncode == 0, err
     run = tmp_path / "runs" / f"{photos.name}-1"
@@ -438,7 +440,7 @@ def test_without_a_command_there_is_one_line(plumage):
     assert "--help" in err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["ablate"], ["report"]])
 def test_help_needs_no_torch(start, command):
     process = start(*command, "--help")
     assert "--help" in process.communicate()[0]

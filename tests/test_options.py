@@ -16,9 +16,12 @@ from models.resnet import build_model
 WORK = {
     "train": ["engine.train.prepare_dataset"],
     "eval": ["engine.evaluate.recall_dataset", "engine.evaluate.read_all"],
+    "ablate": ["engine.ablate.train_one"],
+    "report": ["report.page.write_report"],
 }
 ACCEPTED = 77  # the exit code there
-GIVEN = {"train": ["--data", "photos", "--weights", "none"], "eval": []}
+GIVEN = {"train": ["--data", "photos", "--weights", "none"], "eval": [], "report": []}
+GIVEN["ablate"] = [*GIVEN["train"], "--vary", "schedule=cosine,step"]
 RULES = {field.name: field.metadata["must_be"][1] for field in fields(Recipe) if field.metadata["must_be"]}
 # What a number has to be besides, where the other options are GIVEN or left to the finetune preset.
 BESIDES = {
@@ -38,6 +41,8 @@ OPTIONS = [
     for command in main.cli.commands.values()
     for option in command.params
     if isinstance(option, click.Option)
+    # An ablation reads these when their trial's turn comes; one that fails takes no other along.
+    and (command.name, option.name) not in {("ablate", "weights"), ("ablate", "teacher")}
 ]
 
 
@@ -68,7 +73,7 @@ def nonsense(option):
     elif is_number(option):
         values = [value for value in [*WORDS, *NUMBERS] if not takes(option, value)]
     else:
-        values = PATHS
+        values = [path for path in PATHS if option.name != "output" or path != "file.txt"]
     return [([name, value], name, value) for name in spellings for value in values]
 
 

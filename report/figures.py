@@ -1,0 +1,207 @@
+"""Figures, a function each. Text and lines that belong to no run are drawn in INK, which a page may change."""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from engine.schedule import learning_rate
+from report import statistics
+from report.reading import Run
+
+INK = "#404040"
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without those too pale for lines
+BLUE, ORANGE, *_ = COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("-", "--", ":", "-.")
+
+
+def single_run(run: Run) -> dict[str, Figure]:
+    """All figures of one run for which it holds what they show."""
+    figures = {"classes": images_per_class(run)}
+    if run.history:
+        figures |= {"loss": losses([run]), "accuracy": accuracies([run]), "learning-rate": learning_rates([run])}
+    if run.evaluation:
+        figures |= {"gap": logit_gaps([run]), "calibration": reliability(run), "confusion": confusions(run)}
+    return figures
+
+
+def several_runs(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Those in which runs lie over each other."""
+    figures = dict[str, Figure]()
+    if begun := [run for run in runs if run.history]:
+        figures |= {"loss": losses(runs), "accuracy": accuracies(runs), "learning-rate": learning_rates(begun)}
+    if any(run.evaluation for run in runs):
+        figures["gap"] = logit_gaps(runs)
+    return figures
+
+
+def images_per_class(run: Run) -> Figure:
+    figure, axes = _axes("class, most pictures first", "pictures")
+    train, val = run.counts("train"), run.counts("val")
+    order, edges = np.argsort(-(train + val), kind="stable"), np.arange(len(train) + 1) + 0.5
+    axes.stairs(train[order], edges, fill=True, color=BLUE, label="training")
+    both = (train + val)[order]
+    axes.stairs(both, edges, baseline=train[order], fill=True, color=ORANGE, label="validation")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
+def losses(runs: Sequence[Run]) -> Figure:
+    return _curves(runs, "loss", "loss, label smoothing included, nats")
+
+
+def accuracies(runs: Sequence[Run]) -> Figure:
+    return _curves(runs, "accuracy", "accuracy, %", 100)
+
+
+def _curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) -> Figure:
+    """Validation by epoch with the best epoch marked; training too, faint where there are several runs."""
+    figure, axes = _axes("epoch", label)
+    alone, values = len(runs) == 1, [0.0]
+    for run, colour, dashes, name in _styled(runs):
+        epochs = [row["epoch"] for row in run.history]
+        train, val = ([scale * row[f"{side}_{quantity}"] for row in run.history] for side in ("train", "val"))
+        values += train + val
+        dot = "." if len(epochs) < 30 else ""
+        axes.plot(epochs, val, dashes, color=colour, marker=dot, label="validation" if alone else name, zorder=3)
+        faint: dict[str, Any] = {"color": ORANGE} if alone else {"color": colour, "alpha": 0.35, "linewidth": 0.8}
+        axes.plot(epochs, train, "--" if alone else dashes, marker=dot, label="training" if alone else None, **faint)
+        if run.best:
+            at = run.best["epoch"]
+            best = f"best epoch, {at}" if alone else None
+            axes.plot(at, val[epochs.index(at)], "o", color=colour, fillstyle="none", markersize=9, label=best)
+    if scale == 1 and max(values) > 20 * min(filter(None, values), default=1):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return figure
+
+
+def learning_rates(runs: Sequence[Run]) -> Figure:
+    """The schedule as far as it was followed, with the rates recorded; faint, the rest, and step decay to compare."""
+    figure, axes = _axes("epoch", "learning rate")
+    for run, colour, dashes, name in _styled(runs):
+        recipe, last = run.recipe, run.history[-1]
+        steps = last["iteration"] / last["epoch"]
+        total, warmup = round(recipe.epochs * steps), round(recipe.warmup_epochs * steps)
+        when = np.unique(np.linspace(0, total - 1, 600).round())
+        done = when < last["iteration"]
+        rates, stepped = (
+            np.array([learning_rate(int(at), total, warmup, recipe.lr, schedule) for at in when])
+            for schedule in (recipe.schedule, "step")
+        )
+        epochs, alone = (when + 1) / steps, len(runs) == 1
+        axes.plot(epochs[done], rates[done], dashes, color=colour, label=recipe.schedule if alone else name, zorder=3)
+        axes.plot(epochs[~done], rates[~done], ":", color=colour, alpha=0.6)
+        recorded = [(row["epoch"], row["lr"]) for row in run.history]
+        axes.plot(*zip(*recorded, strict=True), ".", color=colour, label="recorded" if alone else None, zorder=3)
+        if alone and recipe.schedule != "step":
+            axes.plot(epochs, stepped, color=INK, alpha=0.35, linewidth=1, label="step decay, to compare")
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return figure
+
+
+def logit_gaps(runs: Sequence[Run]) -> Figure:
+    """Histograms of the empirical gap, and what label smoothing has as its optimum."""
+    figure, axes = _axes("largest logit − mean of the others", "validation pictures, %")
+    gaps = {run.path: statistics.logit_gap(run.evaluation.logits) for run in runs if run.evaluation}
+    edges = np.histogram_bin_edges(np.concatenate(list(gaps.values())), bins=50)
+    drawn = set()
+    for run, colour, dashes, name in _styled(runs):
+        if run.path not in gaps:
+            continue
+        share = np.full(len(gaps[run.path]), 100 / len(gaps[run.path]))
+        filled = (
+            {"histtype": "stepfilled", "alpha": 0.6} if len(runs) == 1 else {"histtype": "step", "linestyle": dashes}
+        )
+        label = "measured" if len(runs) == 1 else name
+        axes.hist(gaps[run.path], edges, weights=share, color=colour, label=label, **filled)  # type: ignore[arg-type]
+        theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
+        if theory is not None and theory not in drawn:
+            drawn.add(theory)
+            line = ORANGE if len(runs) == 1 else INK
+            axes.axvline(theory, color=line, linestyle="--", linewidth=1.5, label=f"theory, {theory:.2f}")
+    _legend(axes)
+    return figure
+
+
+def reliability(run: Run) -> Figure:
+    """Accuracy over confidence in bins: below the diagonal the network is surer than it should be."""
+    assert run.evaluation
+    found = statistics.calibration(run.evaluation.logits, run.evaluation.labels)
+    figure, axes = _axes("confidence of the prediction, %", "accuracy, %")
+    bins, used = len(found.counts), found.counts > 0
+    centers = 100 * (np.arange(bins) + 0.5) / bins
+    share = found.counts / found.counts.max()
+    axes.plot([0, 100], [0, 100], color=INK, alpha=0.5, linewidth=1, linestyle="--", label="calibrated")
+    for x, y, weight in zip(centers[used], 100 * found.accuracy[used], share[used], strict=True):
+        axes.bar(x, y, width=92 / bins, color=BLUE, alpha=0.25 + 0.6 * weight)
+    axes.plot(
+        100 * found.confidence[used], 100 * found.accuracy[used], "o", color=ORANGE, markersize=4, label="measured"
+    )
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    _legend(axes, loc="upper left")
+    return figure
+
+
+def confusions(run: Run) -> Figure:
+    """The confusion matrix as an image, each row in shares of its class's pictures, similar classes side by side."""
+    assert run.evaluation
+    found, classes = run.evaluation, len(run.classes)
+    order = statistics.similar_order(found.logits, found.labels)
+    matrix = statistics.confusion_matrix(found.labels, found.predictions, classes)[np.ix_(order, order)]
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    times = max(1, 600 // classes)  # enlarged here, since browsers would blur it
+    figure, axes = _axes("predicted class, similar ones side by side", "true class, in the same order", 5.2, 4.4)
+    axes.grid(False)
+    image = axes.imshow(
+        shares.repeat(times, 0).repeat(times, 1),
+        cmap="cividis",
+        norm=PowerNorm(0.5, 0, 100),  # so that what is rare can be seen
+        interpolation="none",
+        extent=(0.5, classes + 0.5, classes + 0.5, 0.5),
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    bar = figure.colorbar(image, ticks=[0, 1, 5, 20, 50, 100])
+    bar.set_label("of the true class's pictures, %", color=INK)
+    bar.ax.tick_params(colors=INK)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def label_of(number: int, run: Run) -> str:
+    """What several runs are called in a legend, in characters that every font has."""
+    name = run.name if len(run.name) <= 30 else run.name[:27] + "..."
+    return f"{number} {name.encode('ascii', 'replace').decode()}".replace("$", r"\$")
+
+
+def _styled(runs: Sequence[Run]) -> list[tuple[Run, str, str, str]]:
+    """Each with a colour and dashes of its own, as long as they last, and its label."""
+    styles = islice(cycle((colour, dashes) for dashes in DASHES for colour in COLOURS), len(runs))
+    return [(run, *style, label_of(n, run)) for n, (run, style) in enumerate(zip(runs, styles, strict=True), 1)]
+
+
+def _axes(x: str, y: str, width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure = Figure((width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes, **place: Any) -> None:
+    axes.legend(frameon=False, labelcolor=INK, fontsize="small", **place)

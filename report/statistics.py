@@ -1,0 +1,135 @@
+"""What a report says beyond accuracy. Everything is a function of logits (n, K) float64 and labels (n,) int64."""
+
+from dataclasses import dataclass
+from math import log, sqrt
+
+import numpy as np
+
+# 97.5 % points of Student's t for 1 to 30 degrees of freedom; beyond, the normal distribution's
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def logit_gap(logits: np.ndarray) -> np.ndarray:
+    """(n,): the largest logit minus the mean of the others (He et al. 2019, figure 4)."""
+    largest = logits.max(axis=1)
+    return largest - (logits.sum(axis=1) - largest) / (logits.shape[1] - 1)
+
+
+def theoretical_gap(classes: int, smoothing: float) -> float | None:
+    """log((K − 1)(1 − ε) / ε), where label smoothing has its optimum (section 5.2); None at ε = 0: there is none."""
+    return log((classes - 1) * (1 - smoothing) / smoothing) if smoothing else None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of ``bins`` of equal width over the confidence: (bins,) counts, mean confidence, accuracy (0 where empty).
+
+    error: the expected calibration error (Guo et al. 2017), as a fraction.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    error: float
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    # Bins are open below and closed above, as in Guo et al.
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    per_bin = [
+        np.bincount(place, weights, minlength=bins) / np.maximum(counts, 1)
+        for weights in (confidence, logits.argmax(axis=1) == labels)
+    ]
+    error = float(np.sum(counts * np.abs(per_bin[1] - per_bin[0])) / len(labels))
+    return Calibration(counts, per_bin[0], per_bin[1], error)
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray, most: float = 20.0) -> float:
+    """The T from 1 / ``most`` to ``most`` at which logits / T have the smallest nll (Guo et al. 2017).
+
+    In 1 / T the nll is convex: its slope, the mean of E[logit] − logit of the label, is bisected. Where every picture
+    is right, or where guessing is best, it ends at a bound.
+    """
+    of_label = logits[np.arange(len(labels)), labels]
+    low, high = -log(most), log(most)  # of log(1 / T)
+    for _ in range(24):
+        middle = (low + high) / 2
+        expected = (np.exp(log_softmax(np.exp(middle) * logits)) * logits).sum(axis=1)
+        low, high = (low, middle) if np.mean(expected - of_label) > 0 else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) int64: how many pictures of class i (row) were taken for j."""
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+
+
+def similar_order(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(K,) int64: the classes in a chain, after each the one, of those left, that it shares most probability with."""
+    probabilities, classes = np.exp(log_softmax(logits)), logits.shape[1]
+    shared = np.zeros((classes, classes))
+    np.add.at(shared, labels, probabilities)
+    shared /= np.maximum(np.bincount(labels, minlength=classes), 1)[:, None]
+    shared += shared.T
+    chain, left = [0], np.ones(classes, bool)
+    left[0] = False
+    while left.any():
+        chain.append(int(np.where(left, shared[chain[-1]], -1).argmax()))
+        left[chain[-1]] = False
+    return np.array(chain)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of accuracies, with its 95 % confidence interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_difference(right: np.ndarray, base: np.ndarray, draws: int = 20_000) -> Difference:
+    """Accuracy of ``right`` minus that of ``base``, (n,) bool over the same pictures; percentile bootstrap of those.
+
+    A picture counts +1, −1 or 0, so that n pictures drawn again are one draw from a multinomial distribution.
+    """
+    n, gained, lost = len(right), int(np.sum(right & ~base)), int(np.sum(base & ~right))
+    shares = [gained / n, lost / n, (n - gained - lost) / n]
+    drawn = np.random.default_rng(0).multinomial(n, shares, draws)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, (0.025, 0.975))
+    return Difference((gained - lost) / n, float(low), float(high))
+
+
+def mcnemar(right: np.ndarray, base: np.ndarray) -> float:
+    """The exact two-sided p-value for two models being as accurate as each other, over the same pictures, (n,) bool."""
+    gained, lost = int(np.sum(right & ~base)), int(np.sum(base & ~right))
+    total, fewer = gained + lost, min(gained, lost)
+    tail = ways = 1
+    for k in range(fewer):
+        ways = ways * (total - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**total)
+
+
+def difference_over_seeds(values: dict[int, float], base: dict[int, float]) -> Difference | None:
+    """Mean difference over the seeds that both have, with Student's t interval; None where those are fewer than two."""
+    gaps = [values[seed] - base[seed] for seed in values if seed in base]
+    if len(gaps) < 2:
+        return None
+    mean, df = float(np.mean(gaps)), len(gaps) - 1
+    half = (T_975[df - 1] if df <= len(T_975) else 1.96) * float(np.std(gaps, ddof=1)) / sqrt(len(gaps))
+    return Difference(mean, mean - half, mean + half)

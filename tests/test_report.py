@@ -1,0 +1,314 @@
+"""The report, of run directories written by hand, and at the end of a training."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+
+import report.page
+from engine.recipe import Recipe
+from errors import UserError
+from report.page import write_report
+
+EVIL = [
+    "<b>bold</b> & \"quoted\" 'class'",
+    "line\nbreak </td></table>",
+    "$x_1$ <script>alert(1)</script>",
+    "günstig 鳥",
+]
+SECTIONS = [
+    "Environment", "Data", "Model and recipe", "Learning curves", "Learning rate", "Logit gap", "Calibration",
+    "Accuracy per class, worst first", "Confusions", "The most confident mistakes", "To reproduce it",
+]  # fmt: skip
+
+
+def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=0, noise=1.5, **options):
+    """What a training writes, of ``each`` training pictures and half as many validation pictures per class."""
+    path.mkdir(parents=True)
+    rng, val = np.random.default_rng(seed), each // 2
+    recipe = Recipe.create({"data": "birds", "preset": "demo", "epochs": epochs, "warmup_epochs": 0.0, **options})
+    about = {"python": "3.11", "packages": {"torch": "2.6"}, "cpu": "A <CPU>", "threads": 2, "gpu": None}
+    about |= {"precision": "fp32", "git_commit": "abc", "command": "python main.py train --data 'a & b'"}
+    (path / "recipe.json").write_text(json.dumps(recipe.__dict__))
+    (path / "environment.json").write_text(json.dumps(about))
+    (path / "classes.json").write_text(json.dumps(names))
+    with (path / "split.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        rows = [("path", "label", "split")]
+        rows += [
+            (f"{k}/{i}.jpg", name, "val" if i < val else "train")
+            for k, name in enumerate(names)
+            for i in range(each + val)
+        ]
+        csv.writer(handle).writerows(rows)
+    (path / "skipped.csv").write_text("path,reason\nbad <file>.jpg,is broken\n")
+    history = []
+    for epoch in range(1, (epochs if done is None else done) + 1):
+        row = {"epoch": epoch, "iteration": 10 * epoch, "lr": 0.1 / epoch, "seconds": 5.0, "images_per_second": 9.0}
+        row |= {
+            "train_loss": 3 / epoch,
+            "train_accuracy": 0.1234 * epoch,
+            "val_loss": 2.5 / epoch,
+            "val_nll": 2 / epoch,
+        }
+        history.append(row | {"val_accuracy": 0.2345 * min(epoch, 2), "val_top5": 0.4567 * min(epoch, 2)})
+    (path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    if evaluate:
+        labels, indices = (
+            np.repeat(np.arange(len(names)), val),
+            [n for n, row in enumerate(rows[1:]) if row[2] == "val"],
+        )
+        logits = (4 * np.eye(len(names))[labels] + noise * rng.normal(size=(len(labels), len(names)))).astype(
+            np.float32
+        )
+        wrong = np.flatnonzero(logits.argmax(1) != labels)[:24]
+        pictures = rng.integers(0, 255, (12 + len(wrong), 32, 32, 3)).astype(np.uint8)
+        shown = {
+            "samples": pictures[:12],
+            "sample_rows": np.arange(12),
+            "thumbnails": pictures[12:],
+            "thumbnail_rows": wrong,
+        }
+        np.savez(path / "eval-val.npz", logits=logits, labels=labels, indices=np.array(indices), **shown)
+        accuracy = float(np.mean(logits.argmax(1) == labels))
+        (path / "eval-val.json").write_text(json.dumps({"accuracy": accuracy, "checkpoint": "best"}))
+    return path
+
+
+class Reader(HTMLParser):
+    """Checks that what is opened is closed, in order, and collects headings, cells, and what would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources, self.texts = [], [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+
+def read(file):
+    text = file.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    assert "script" not in reader.tags
+    assert all(re.match(r"data:image/(jpeg|svg\+xml);base64,[A-Za-z0-9+/]+=*$", source) for source in reader.sources)
+    assert not re.search(r"https?://|url\(|@import", text)
+    return reader
+
+
+def test_every_section_in_its_order_and_the_numbers_of_the_files(tmp_path):
+    run = make_run(tmp_path / "my <run>")
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert page.texts["h1"] == ["my <run>"]
+    assert page.texts["h2"] == SECTIONS
+    tiles = dict(zip(page.texts["dt"], page.texts["dd"], strict=True))
+    assert (tiles["validation accuracy"], tiles["validation top-5"]) == ("46.90%", "91.34%")
+    assert (tiles["training accuracy"], tiles["validation loss"], tiles["training loss"]) == (
+        "24.68%",
+        "1.2500",
+        "1.5000",
+    )
+    assert (tiles["classes"], tiles["pictures"], tiles["time"]) == ("4", "36", "0:00:15")
+    assert page.texts["pre"][0].splitlines() == ["git checkout abc", "python main.py train --data 'a & b'"]
+    assert not list(run.rglob("*.tmp*"))
+    names = {"classes", "loss", "accuracy", "learning-rate", "gap", "calibration", "confusion"}
+    assert {file.stem for file in (run / "figures").glob("*.png")} == names
+
+
+def test_class_names_are_text_whatever_they_hold(tmp_path):
+    run = make_run(tmp_path / "run", noise=4)
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert set(EVIL) < set(page.texts["td"])
+    assert "bad <file>.jpg" in page.texts["td"]
+
+
+def test_what_differs_from_the_preset_is_marked(tmp_path):
+    run = make_run(tmp_path / "run", epochs=3, batch_size=64, lr=0.2, smoothing=0.0)
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    marked = [text for text in page.texts["b"] if text.startswith("--")]
+    assert marked == ["--batch-size", "--lr", "--epochs", "--smoothing", "--warmup-epochs"]
+    assert "preset: 5" in page.texts["td"]
+    assert "no finite gap is optimal" in "".join(page.texts["figcaption"])
+
+
+def test_an_unfinished_run_and_what_is_missing(tmp_path):
+    run = make_run(tmp_path / "a run", epochs=5, done=1, evaluate=False)
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert "Unfinished: 1 of 5 epochs are done." in page.texts["p"]
+    assert any(f"python main.py eval --run '{run}'" in text for text in page.texts["code"])
+    assert page.texts["h2"] == [*SECTIONS[:5], "Evaluation", SECTIONS[-1]]
+    assert "46.90%" not in page.texts["dd"]
+
+
+def test_before_the_first_epoch(tmp_path):
+    run = make_run(tmp_path / "run", done=0, evaluate=False)
+    write_report([run], run / "report.html")
+    assert "No epoch is done yet." in read(run / "report.html").texts["p"]
+
+
+def test_one_epoch_two_classes_and_one_that_is_never_validated(tmp_path):
+    run = make_run(tmp_path / "run", names=["a", "b"], epochs=1, each=24)
+    split = run / "split.csv"
+    split.write_text(split.read_text().replace("b,val", "b,train"))
+    write_report([run], run / "report.html")
+    assert any(text.endswith(": b") for text in read(run / "report.html").texts["p"])
+
+
+def test_an_evaluation_without_pictures_says_how_to_make_them(tmp_path):
+    run = make_run(tmp_path / "run", noise=4)
+    with np.load(run / "eval-val.npz") as content:
+        arrays = {name: content[name] for name in ("logits", "labels", "indices")}
+    np.savez(run / "eval-val.npz", **arrays)
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert page.texts["h2"] == SECTIONS
+    assert any("kept no pictures" in text for text in page.texts["p"])
+
+
+def test_two_hundred_classes_stay_small(tmp_path):
+    run = make_run(tmp_path / "run", names=[f"Species of Bird {n}" for n in range(200)], epochs=60, each=24)
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert (run / "report.html").stat().st_size < 3_000_000
+    assert sum(text.startswith("Species") for text in page.texts["td"]) > 200
+
+
+def test_runs_side_by_side(tmp_path):
+    runs = [
+        make_run(tmp_path / f"s{eps}", epochs=3, each=40, smoothing=eps, noise=n) for eps, n in ((0.0, 3), (0.1, 2))
+    ]
+    runs.append(make_run(tmp_path / "others", names=["x", "y", "z"], done=1, evaluate=False))
+    write_report(runs, tmp_path / "report.html")
+    page = read(tmp_path / "report.html")
+    assert page.texts["h1"] == ["3 runs compared"]
+    right = []
+    for run in runs[:2]:
+        with np.load(run / "eval-val.npz") as content:
+            right.append(content["logits"].argmax(1) == content["labels"])
+    points = f"{100 * (right[1].mean() - right[0].mean()):+.2f}".replace("-", "−")
+    assert points in page.texts["td"]
+    assert "--smoothing" in page.texts["th"]
+    assert "--epochs" not in page.texts["th"]
+    assert any(str(runs[2]) in text for text in page.texts["p"])
+    assert not (runs[0] / "figures").exists()
+
+
+def test_runs_over_seeds(tmp_path):
+    runs = []
+    for smoothing in (0.0, 0.1):
+        for seed in range(3):
+            runs.append(make_run(tmp_path / f"{smoothing}-{seed}", seed=seed, smoothing=smoothing, evaluate=False))
+    for run, accuracy in zip(runs, (0.5, 0.6, 0.7, 0.61, 0.72, 0.83), strict=True):
+        (run / "recipe.json").write_text(
+            json.dumps({**json.loads((run / "recipe.json").read_text()), "seed": int(run.name[-1])})
+        )
+        rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        rows[-1]["val_accuracy"] = accuracy
+        (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(runs, tmp_path / "report.html")
+    cells = read(tmp_path / "report.html").texts["td"]
+    assert cells[cells.index("--smoothing 0.1") :][:5] == [
+        "--smoothing 0.1",
+        "72.00 ± 11.00",
+        "+12.00",
+        "+9.52 to +14.48",
+        "3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.json", "{"),
+        ("environment.json", "[]"),
+        ("classes.json", "{}"),
+        ("split.csv", "path,label\n"),
+        ("split.csv", "path,label,split\n1.jpg,unknown,val\n"),
+        ("skipped.csv", ""),
+        ("history.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n'),
+        ("eval-val.json", "no json"),
+        ("eval-val.json", "{}"),
+        ("eval-val.npz", "no archive"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(UserError, match="eval-val" if "eval" in name else name) as error:
+        write_report([run], run / "report.html")
+    assert "\n" not in str(error.value)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": np.arange(3)}, {"indices": np.full(12, 99)}, {"logits": np.zeros((12, 3))}]
+)
+def test_an_evaluation_of_something_else_is_named(tmp_path, change):
+    run = make_run(tmp_path / "run")
+    with np.load(run / "eval-val.npz") as content:
+        np.savez(run / "other.npz", **{**content, **change})
+    (run / "other.npz").replace(run / "eval-val.npz")
+    with pytest.raises(UserError, match=r"eval-val\.npz is damaged.*python main.py eval"):
+        write_report([run], run / "report.html")
+
+
+def test_a_report_needs_no_torch():
+    imports = "import sys, report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_command(tmp_path, plumage):
+    one, other = make_run(tmp_path / "runs" / "one"), make_run(tmp_path / "runs" / "other")
+    code, out, err = plumage("report", "runs/one")
+    assert (code, out, err) == (0, "runs/one/report.html\n", "")
+    assert plumage("report", one, other)[:2] == (0, f"{tmp_path / 'runs' / 'report.html'}\n")
+    assert plumage("report", "-o", "here.html")[0] == 0
+    assert read(tmp_path / "here.html").texts["h1"] == ["other"]
+    for arguments in (["runs"], ["runs/one", "nowhere"], ["runs/one", "-o", "nowhere/r.html"]):
+        code, out, err = plumage("report", *arguments)
+        assert (code, out, err.count("\n"), err[:7]) == (2, "", 1, "error: ")
+
+
+def test_a_training_ends_with_its_report(plumage, photos, tmp_path, monkeypatch):
+    options = ["train", "--data", photos, *TINY, "--epochs", "1"]
+    assert plumage(*options, "--run", "without")[0] == 0
+    assert not {"report.html", "eval-val.json", "figures"} & {path.name for path in (tmp_path / "without").iterdir()}
+    code, _, err = plumage(*options, "--report", "--run", "with")
+    assert code == 0, err
+    assert read(tmp_path / "with" / "report.html").texts["h2"] == SECTIONS
+    with np.load(tmp_path / "with" / "eval-val.npz") as content:
+        assert content["samples"].shape == (6, 32, 32, 3)
+        assert set(content["labels"][content["sample_rows"]]) == {0, 1, 2}
+        wrong = content["logits"].argmax(1) != content["labels"]
+        assert sorted(content["thumbnail_rows"]) == np.flatnonzero(wrong).tolist()
+
+    def fail(*_):
+        raise ImportError("no module named\nmatplotlib")
+
+    monkeypatch.setattr(report.page, "write_report", fail)
+    code, out, err = plumage(*options, "--report", "--run", "failing")
+    assert (code, out.splitlines()[-1].startswith("best epoch 1")) == (0, True)
+    assert err.splitlines()[-1] == "failing/report.html: trained, but without a report: no module named matplotlib"

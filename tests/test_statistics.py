@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from scipy import optimize, stats
+from sklearn import metrics
+from torchmetrics.classification import MulticlassCalibrationError
+
+from report import statistics
+
+
+def outputs(n=400, classes=7, seed=0, scale=3.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    return scale * (rng.normal(size=(n, classes)) + np.eye(classes)[labels]), labels
+
+
+def test_the_gap_by_hand():
+    assert statistics.logit_gap(np.array([[1.0, 5, 3], [0, 0, 0]])).tolist() == [3, 0]
+
+
+def test_the_gap_in_theory():
+    assert statistics.theoretical_gap(200, 0.1) == pytest.approx(7.49, abs=0.005)
+    assert statistics.theoretical_gap(200, 0) is None
+    # The smoothed target's own logits have it.
+    target = np.full((1, 200), 0.1 / 199)
+    target[0, 3] = 0.9
+    assert statistics.logit_gap(np.log(target))[0] == pytest.approx(statistics.theoretical_gap(200, 0.1))
+
+
+@pytest.mark.parametrize("classes", [2, 7, 50])
+def test_calibration_as_torchmetrics_computes_it(classes):
+    logits, labels = outputs(classes=classes)
+    reference = MulticlassCalibrationError(classes, n_bins=15)(torch.tensor(logits), torch.tensor(labels))
+    found = statistics.calibration(logits, labels)
+    assert found.error == pytest.approx(float(reference), abs=1e-6)
+    assert found.counts.sum() == len(labels)
+
+
+def test_calibration_bins_by_hand():
+    logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    found = statistics.calibration(logits, np.array([0, 1, 1]), bins=2)
+    assert found.counts.tolist() == [0, 3]
+    assert found.confidence[1] == pytest.approx(0.8)
+    assert found.accuracy[1] == pytest.approx(2 / 3)
+    assert found.error == pytest.approx(0.8 - 2 / 3)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_temperature_by_a_direct_search(scale):
+    logits, labels = outputs(scale=scale)
+    found = statistics.best_temperature(logits, labels)
+
+    def loss(log_temperature):
+        scaled = logits / np.exp(log_temperature)
+        return metrics.log_loss(labels, np.exp(statistics.log_softmax(scaled)), labels=range(7))
+
+    reference = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
+    assert found == pytest.approx(np.exp(reference.x), rel=1e-4)
+    assert statistics.nll(logits / found, labels) == pytest.approx(reference.fun, abs=1e-9)
+
+
+def test_temperature_ends_at_its_bound_where_all_is_right():
+    assert statistics.best_temperature(np.eye(3), np.arange(3)) == pytest.approx(1 / 20, rel=1e-4)
+
+
+def test_nll_of_logits_that_overflow():
+    assert statistics.nll(np.array([[1e4, 0.0]]), np.array([1])) == pytest.approx(1e4)
+
+
+def test_confusions_as_scikit_learn_counts_them():
+    logits, labels = outputs()
+    reference = metrics.confusion_matrix(labels, logits.argmax(1), labels=range(9))
+    assert (statistics.confusion_matrix(labels, logits.argmax(1), 9) == reference).all()
+
+
+def test_similar_classes_come_side_by_side():
+    rng = np.random.default_rng(0)
+    group = rng.permutation(np.repeat(np.arange(5), 4))  # of each class
+    labels = np.repeat(np.arange(19), 10)  # the last class has no picture
+    logits = 4.0 * (group[labels][:, None] == group[None]) + rng.normal(size=(190, 20))
+    order = statistics.similar_order(logits, labels)
+    assert sorted(order) == list(range(20))
+    assert np.count_nonzero(np.diff(group[order])) == 4
+
+
+def pairs(gained, lost, both):
+    right = np.array([True] * gained + [False] * lost + [True] * both)
+    return right, np.array([False] * gained + [True] * lost + [True] * both)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (9, 2), (30, 31), (700, 500)])
+def test_mcnemar_as_scipy_computes_it(gained, lost):
+    reference = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert statistics.mcnemar(*pairs(gained, lost, 50)) == pytest.approx(reference)
+
+
+def test_paired_interval_as_scipy_draws_it():
+    right, base = pairs(60, 30, 410)
+    found = statistics.paired_difference(right, base)
+    sample = (right.astype(float) - base,)
+    reference = stats.bootstrap(sample, np.mean, n_resamples=9999, method="percentile", rng=1, batch=1000)
+    assert found.value == pytest.approx(0.06)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.003)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 40])
+def test_interval_over_seeds_as_scipy_computes_it(seeds):
+    one, other = np.random.default_rng(seeds).normal(size=(2, seeds))
+    found = statistics.difference_over_seeds(dict(enumerate(one)), {**dict(enumerate(other)), 99: 5.0})
+    gaps = one - other
+    low, high = stats.t.interval(0.95, seeds - 1, gaps.mean(), stats.sem(gaps))
+    assert found.value == pytest.approx(gaps.mean())
+    assert (found.low, found.high) == pytest.approx((low, high), rel=0.04 if seeds > 31 else 1e-3)
+    assert statistics.difference_over_seeds({0: 1.0}, {0: 0.5, 1: 0.2}) is None
