@@ -1,21 +1,28 @@
 """The command line: parse, build a Recipe, call one function, print. Torch is imported by the commands that need it."""
 
-import csv
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import Field, fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.recipe import Recipe, option_name
+from engine.recipe import Recipe
 from engine.signals import StopSignals
 from errors import EarlyEnd, UserError
+from options import (
+    RECIPE_FIELDS,
+    Place,
+    Values,
+    Variation,
+    machine_options,
+    recipe_options,
+    report_option,
+    take_recipe_options,
+)
 
 if TYPE_CHECKING:
     from data.store import Cache
@@ -23,116 +30,6 @@ if TYPE_CHECKING:
     from engine.rundir import RunDir
 
 RUNS = Path("runs")
-RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plumage")
-
-
-class LearningRate(click.ParamType):
-    """A number, or ``auto``."""
-
-    name = "auto|float"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else click.FLOAT.convert(value, param, ctx)
-
-
-class Place(click.Path):
-    """A path, and not an empty one, which a script's unset variable makes and which would mean the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not value:
-            self.fail("is empty; give a path", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-def option_type(field: "Field[Any]") -> click.ParamType:
-    """How an option of the recipe is read."""
-    choices = field.metadata["choices"]
-    kind = click.Choice(choices) if choices else click.types.convert_type(field.type)
-    return LearningRate() if field.name == "lr" else kind
-
-
-class Values(click.ParamType):
-    """``V1,V2``: values of ``field``, each read as if it were given by hand. Quotes keep the commas of one together."""
-
-    name = "v1,v2"
-
-    def __init__(self, field: "Field[Any]"):
-        self.option, self.kind = option_name(field.name), option_type(field)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        try:
-            texts = [text.strip() for text in next(csv.reader([value], skipinitialspace=True), [])]
-        except csv.Error as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
-        if not texts or "" in texts:
-            self.fail(f"{value!r}: an empty value of {self.option}", param, ctx)
-        return [self.kind.convert(text, param, ctx) for text in texts]
-
-
-class Variation(click.ParamType):
-    """``NAME=V1,V2``: an option of the recipe, and its values."""
-
-    name = "name=v1,v2"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[Any]]:
-        option, equals, values = value.partition("=")
-        if not equals:
-            self.fail(f"{value}: needs a name, = and values, as in smoothing=0,0.1", param, ctx)
-        name = option.strip().lstrip("-").replace("-", "_")
-        field = RECIPE_FIELDS.get(name)
-        if field is None or name in ("data", "preset", "seed"):
-            self.fail(f"{option}: is no option that can be varied (for seeds, there is --seeds)", param, ctx)
-        return name, Values(field).convert(values, param, ctx)
-
-
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
-
-    def option(field: "Field[Any]") -> Callable[..., Any]:
-        name = option_name(field.name)
-        default = {"lr": "auto", "preset": "demo for birds, else finetune"}.get(field.name, field.default)
-        declaration = f"{name}/--no-{name[2:]}" if field.type is bool else name
-        return click.option(
-            declaration, type=option_type(field), default=None, help=f"{field.metadata['help']}  [{default}]"
-        )
-
-    for field in reversed(fields(Recipe)):
-        command = option(field)(command)
-    return command
-
-
-def take_recipe_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that are given by hand, taken out of ``options``."""
-    given = {name: options.pop(name) for name in RECIPE_FIELDS}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that never change what is computed beyond rounding."""
-    for option in (
-        click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
-        click.option(
-            "--cache",
-            type=Place(path_type=Path),
-            default=cache_folder,
-            help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
-        ),
-        click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
-        click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
-    ):
-        command = option(command)
-    return command
-
-
-report_option = click.option(
-    "--report/--no-report", "with_report", default=True, help="Evaluate the best model and write report.html."
-)
 
 
 @click.group(no_args_is_help=False)

@@ -24,7 +24,7 @@ from engine.ablate import T_QUANTILES, Outcome, Trial, difference, is_finished, 
 from engine.recipe import Recipe
 from engine.rundir import RunDir
 from errors import Diverged, UserError
-from main import RECIPE_FIELDS, Values, Variation
+from options import RECIPE_FIELDS, Values, Variation
 
 
 @pytest.fixture
