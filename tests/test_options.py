@@ -11,6 +11,7 @@ from engine.machine import Machine
 from engine.recipe import Recipe
 from engine.rundir import RunDir
 from models.resnet import build_model
+from options import LearningRate
 
 # Where the work of each command begins: what comes so far has been accepted.
 WORK = {
@@ -47,7 +48,7 @@ OPTIONS = [
 
 
 def is_number(option):
-    return isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType, main.LearningRate))
+    return isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType, LearningRate))
 
 
 def takes(option, text):
