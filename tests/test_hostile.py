@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import data.decode
 import data.store
 from data.sources import list_samples, read_cub
 from data.split import read_split
@@ -274,11 +275,12 @@ def test_hundreds_of_hostile_pictures_in_bounded_memory(tmp_path):
 
 def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_path, monkeypatch):
     held = []
-    monkeypatch.setattr(data.store, "to_rgb", lambda image: held.append(data.store.one_huge_picture.locked()) or image)
-    monkeypatch.setattr(data.store, "HUGE", 99)
+    locked = data.decode.one_huge_picture.locked
+    monkeypatch.setattr(data.decode, "to_rgb", lambda image: held.append(locked()) or image)
+    monkeypatch.setattr(data.decode, "HUGE", 99)
     for side in (9, 10):
         Image.new("RGB", (side, 11)).save(tmp_path / f"{side}.png")
-        data.store.decode(tmp_path / f"{side}.png", 4)
+        data.decode.decode(tmp_path / f"{side}.png", 4)
     assert held == [False, True]
 
 

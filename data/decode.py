@@ -1,0 +1,62 @@
+"""A picture file → an upright RGB square; or, in one line, why it cannot be one."""
+
+import threading
+import warnings
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Named, so that no file is handed to a plug-in that starts another program (EPS does), whatever its suffix says.
+Image.init()
+FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"} & Image.OPEN.keys())
+DECODER = 1  # part of a store's key: raise it whenever the same file would decode to other pixels
+# Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = 50_000_000
+MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a side
+# A file of a hundred bytes may decode to gigabytes. One such at a time: memory does not grow with the threads.
+HUGE = 25_000_000
+one_huge_picture = threading.Lock()
+# Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(file: Path, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB of a picture file: upright, alpha over white, the first frame of several.
+
+    Resized to the square by Pillow's antialiased bilinear filter. Raises whatever Pillow does on a file it cannot read.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("is no regular file")  # opening a pipe would wait for ever
+    with Image.open(file, formats=FORMATS) as opened:
+        if max(opened.size) > MAX_SIDE:
+            raise ValueError(f"is {opened.width} by {opened.height} pixels: no side may have more than {MAX_SIDE}")
+        with one_huge_picture if opened.width * opened.height > HUGE else nullcontext():
+            opened.load()
+            with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
+                ImageOps.exif_transpose(opened, in_place=True)
+            return np.asarray(to_rgb(opened).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode → RGB, 8 bits a channel: transparency over white, 16-bit grey by its upper byte."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255
+        pixels = np.asarray(image)
+        shift = 0 if image.mode == "I" and pixels.max() <= 255 else 8
+        image = Image.fromarray((pixels.clip(0, 65535) >> shift).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
+    """What ``decode`` returns, or in one line why it cannot."""
+    try:
+        return decode(file, size)
+    except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …
+        return " ".join(str(error).replace(str(file), "the file").split()) or type(error).__name__
