@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.feed import Reader
 from data.seeding import Purpose, generator
-from data.store import Store, map_ahead
+from data.store import map_ahead
 
 AHEAD = 2  # batches in preparation while one is being computed
 
 
 class Batch(NamedTuple):
-    """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64."""
+    """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64, on the CPU."""
 
     iteration: int
     images: Tensor
@@ -35,12 +36,11 @@ def epoch_order(pictures: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, start: int = 0, pin: bool = False
+    read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, start: int = 0
 ) -> Iterator[Batch]:
     """The endless stream of training batches from iteration ``start`` on; what lies before it costs nothing.
 
-    rows: (n,) int64, the training pictures' rows in the store. labels: (n,) int64, theirs.
-    pin: page-locked memory, from which a copy to a GPU overlaps with its work.
+    read: what data.feed.reader returns. rows: (n,) int64, the training pictures' rows in the store. labels: (n,) int64.
     """
     per_epoch = epoch_length(len(rows), batch_size)
 
@@ -50,25 +50,22 @@ def train_batches(
             for index in range(max(start - epoch * per_epoch, 0), per_epoch):
                 yield epoch * per_epoch + index, order[index * batch_size : (index + 1) * batch_size]
 
-    return _load(store, rows, labels, picks(), pin)
+    return _load(read, rows, labels, picks())
 
 
-def eval_batches(
-    store: Store, rows: np.ndarray, labels: np.ndarray, batch_size: int, pin: bool = False
-) -> Iterator[Batch]:
+def eval_batches(read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Every picture once, in the order of ``rows``."""
     starts = range(0, len(rows), batch_size)
     picks = ((number, np.arange(len(rows))[start : start + batch_size]) for number, start in enumerate(starts))
-    return _load(store, rows, labels, picks, pin)
+    return _load(read, rows, labels, picks)
 
 
 def _load(
-    store: Store, rows: np.ndarray, labels: np.ndarray, picks: Iterable[tuple[int, np.ndarray]], pin: bool
+    read: Reader, rows: np.ndarray, labels: np.ndarray, picks: Iterable[tuple[int, np.ndarray]]
 ) -> Iterator[Batch]:
     def load(pick: tuple[int, np.ndarray]) -> Batch:
         iteration, members = pick
-        images, targets = torch.from_numpy(store.read(rows[members])), torch.from_numpy(labels[members])
-        return Batch(iteration, images.pin_memory(), targets.pin_memory()) if pin else Batch(iteration, images, targets)
+        return Batch(iteration, read(rows[members]), torch.from_numpy(labels[members]))
 
     pool = ThreadPoolExecutor(1)
     try:

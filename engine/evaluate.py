@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.augment import Transform, center_crop
 from data.dataset import Dataset, read_all
+from data.feed import reader
 from data.loader import eval_batches
 from data.sources import list_samples, locate, some
 from data.store import Cache
@@ -63,7 +64,7 @@ def evaluate(
     logits.attach(evaluator)
     attach_progress(evaluator, "evaluating", recipe.batch_size, machine.look_every)
     # In batches as in training, so that the numbers are those of the history to the last digit.
-    batches = eval_batches(dataset.store, rows, labels, recipe.batch_size, machine.pin)
+    batches = eval_batches(reader(dataset.store, device), rows, labels, recipe.batch_size)
     metrics = evaluator.run(batches, epoch_length=ceil(len(rows) / recipe.batch_size)).metrics
 
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}

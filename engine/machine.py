@@ -21,11 +21,6 @@ class Machine:
     compile: bool
 
     @property
-    def pin(self) -> bool:
-        """Whether batches go to the device from page-locked memory."""
-        return self.device.type == "cuda"
-
-    @property
     def look_every(self) -> int:
         """Iterations from one look at the metrics to the next: a GPU has to be waited for."""
         return 1 if self.device.type == "cpu" else 10

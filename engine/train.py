@@ -11,6 +11,7 @@ from torch import nn
 
 from data.augment import Transform
 from data.dataset import Dataset, prepare, recall
+from data.feed import reader
 from data.loader import epoch_length, eval_batches, train_batches
 from data.sources import Samples, list_samples, locate
 from data.split import write_split
@@ -44,7 +45,7 @@ def train(
     classes = samples.classes if samples else run.classes
     teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
     dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
-    store = dataset.store
+    read = reader(dataset.store, machine.device)
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
 
@@ -59,7 +60,7 @@ def train(
     )
 
     def validate() -> dict[str, float]:
-        batches = eval_batches(store, val_rows, val_labels, recipe.batch_size, machine.pin)
+        batches = eval_batches(read, val_rows, val_labels, recipe.batch_size)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
     def save(epoch_done: bool = False) -> None:
@@ -91,7 +92,7 @@ def train(
             log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
         else:
             batches = train_batches(
-                store, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration, machine.pin
+                read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration
             )
             trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
     return run.best_epoch

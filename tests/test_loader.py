@@ -1,20 +1,19 @@
 import threading
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data.feed import Reader
 from data.loader import epoch_length, epoch_order, eval_batches, train_batches
-from data.store import Store
 
 
 @pytest.fixture
-def store() -> Store:
-    """Twenty pictures of 4×4, each filled with its own row number."""
-    pixels = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
-    return Store([Path()] * 20, 4, 1, np.arange(20), np.zeros((20, 16), np.uint8), [], pixels)
+def read() -> Reader:
+    """Of twenty pictures of 4×4, each filled with its own row number."""
+    pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 4, 4, 3)
+    return lambda rows: pixels[torch.from_numpy(rows)]
 
 
 ROWS = np.arange(3, 20)  # seventeen of the pictures
@@ -33,8 +32,8 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 2, 2))
 
 
-def test_an_epoch_goes_through_the_set_in_its_order(store):
-    batches = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7), 8))  # two epochs of 5, 5, 5 and 2 pictures
+def test_an_epoch_goes_through_the_set_in_its_order(read):
+    batches = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7), 8))  # two epochs of 5, 5, 5 and 2 pictures
     for epoch in (0, 1):
         order = epoch_order(17, 7, epoch)
         part = batches[4 * epoch : 4 * epoch + 4]
@@ -44,35 +43,35 @@ def test_an_epoch_goes_through_the_set_in_its_order(store):
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 9])
-def test_a_stream_begun_later_is_the_rest_of_the_stream(store, start):
-    whole = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7), 12))[start:]
-    late = list(islice(train_batches(store, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
+def test_a_stream_begun_later_is_the_rest_of_the_stream(read, start):
+    whole = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7), 12))[start:]
+    late = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
     for one, other in zip(whole, late, strict=True):
         assert one.iteration == other.iteration
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
-def test_evaluation_takes_every_picture_once_in_order(store):
-    batches = list(eval_batches(store, ROWS, LABELS, 5))
+def test_evaluation_takes_every_picture_once_in_order(read):
+    batches = list(eval_batches(read, ROWS, LABELS, 5))
     assert [len(batch.labels) for batch in batches] == [5, 5, 5, 2]
     assert torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist() == ROWS.tolist()
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
 
 
-def test_a_stream_left_early_waits_for_no_thread(store, monkeypatch):
+def test_a_stream_left_early_waits_for_no_thread(read, monkeypatch):
     """It may end in the garbage collector, in a thread that holds a lock which the other's end needs."""
 
     def forbid(*args):
         raise AssertionError("joined")
 
-    stream = train_batches(store, ROWS, LABELS, 5, seed=7)
+    stream = train_batches(read, ROWS, LABELS, 5, seed=7)
     next(stream)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "join", forbid)
         stream.close()
 
 
-def test_an_error_in_the_thread_reaches_the_reader(store):
+def test_an_error_in_the_thread_reaches_the_reader(read):
     with pytest.raises(IndexError):
-        list(eval_batches(store, np.array([99]), np.array([0]), 5))
+        list(eval_batches(read, np.array([99]), np.array([0]), 5))

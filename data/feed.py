@@ -1,0 +1,55 @@
+"""The way of stored pixels to the device, so that training does not wait for it."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.store import Store
+
+log = logging.getLogger("plumage")
+
+Mover = Callable[[np.ndarray], Tensor]
+Reader = Callable[[np.ndarray], Tensor]
+
+
+def reader(store: Store, device: torch.device) -> Reader:
+    """(b,) int64 rows of ``store`` → (b, side, side, 3) uint8, to be called by a thread ahead of need.
+
+    On a CUDA device, where the pictures lie if all of them take less than a third of the memory that is free, else
+    copied while it computes; for others, on the CPU.
+    """
+    if device.type == "cuda" and store.pixels is not None:
+        needed, free = store.pixels.nbytes, torch.cuda.mem_get_info(device)[0]
+        if 3 * needed < free:
+            log.info(f"all pictures move to {device}: {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
+            return resident(store.pixels, device)
+    move = mover(device)
+    return lambda rows: move(store.read(rows))
+
+
+def resident(pixels: np.ndarray, device: torch.device) -> Reader:
+    """A reader from a copy of all ``pixels`` on ``device``."""
+    copy, move = torch.empty(pixels.shape, dtype=torch.uint8, device=device), mover(device)
+    for start in range(0, len(pixels), 1024):  # in parts, since what is moved is copied to page-locked memory first
+        copy[start : start + 1024] = move(np.array(pixels[start : start + 1024]))
+    return lambda rows: copy[move(rows)]
+
+
+def mover(device: torch.device) -> Mover:
+    """What brings an array to ``device``: to a CUDA device while that computes. The calling thread waits for it."""
+    if device.type != "cuda":
+        return torch.from_numpy
+    stream = torch.cuda.Stream(device)
+
+    def move(array: np.ndarray) -> Tensor:
+        with torch.cuda.stream(stream):
+            moved = torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
+        stream.synchronize()
+        # Else its memory could be given to the next copy while the stream that computes still reads it.
+        moved.record_stream(torch.cuda.default_stream(device))
+        return moved
+
+    return move

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.feed import reader, resident
+from data.store import Store
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+PIXELS = np.random.default_rng(0).integers(0, 256, (1500, 4, 4, 3), np.uint8)
+ROWS = np.array([1499, 3, 1024, 3])
+
+
+def store() -> Store:
+    return Store([Path()] * 1500, 4, 1, np.arange(1500), np.zeros((1500, 16), np.uint8), [], PIXELS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_come_as_they_are_stored(device):
+    read = reader(store(), torch.device(device))(ROWS)
+    assert read.dtype == torch.uint8
+    assert read.device.type == device
+    assert np.array_equal(read.cpu().numpy(), PIXELS[ROWS])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_resident_copy_is_whole(device):
+    read = resident(PIXELS, torch.device(device))
+    assert np.array_equal(read(np.arange(1500)).cpu().numpy(), PIXELS)
+    assert np.array_equal(read(ROWS).cpu().numpy(), PIXELS[ROWS])
+
+
+@pytest.mark.parametrize("share", [2.9, 3.1])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pictures_move_to_the_gpu_where_a_third_of_its_free_memory_holds_them(monkeypatch, caplog, share):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(share * PIXELS.nbytes), 0))
+    read = reader(store(), torch.device("cuda"))
+    assert ("all pictures move" in caplog.text) == (share > 3)
+    assert np.array_equal(read(ROWS).cpu().numpy(), PIXELS[ROWS])
