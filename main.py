@@ -223,7 +223,8 @@ def choose_machine(
     as_trained: str = "auto",
 ) -> "tuple[Machine, Cache]":
     """as_trained: the precision of the run that is evaluated."""
-    from data.store import Cache, usable_cores  # noqa: PLC0415
+    from data.cores import usable_cores  # noqa: PLC0415
+    from data.store import Cache  # noqa: PLC0415
     from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
 
     chosen = choose_device(device)

@@ -21,6 +21,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from data.cores import usable_cores
 from data.decode import DECODER, decode_or_reason
 from errors import UserError
 
@@ -28,11 +29,6 @@ log = logging.getLogger("plumage")
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which in a container or under a scheduler are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Cache(NamedTuple):

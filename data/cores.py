@@ -1,0 +1,23 @@
+"""How many cores this process may use: in a container or under a scheduler, fewer than the machine has."""
+
+import os
+from contextlib import suppress
+from math import ceil, inf
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """The cores that the process may run on, as far as their time is granted to it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, max(1, ceil(granted_cores(Path("/sys/fs/cgroup")))))
+
+
+def granted_cores(groups: Path) -> float:
+    """How many cores' time the control group below ``groups`` grants, by ``docker --cpus`` say; inf without a limit."""
+    with suppress(OSError, ValueError):  # version 2: "150000 100000", or "max 100000"
+        quota, period = (groups / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):  # version 1: −1 is no limit
+        quota, period = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else inf
+    return inf
