@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 import time
