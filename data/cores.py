@@ -18,6 +18,6 @@ def granted_cores(groups: Path) -> float:
         quota, period = (groups / "cpu.max").read_text().split()
         return int(quota) / int(period)
     with suppress(OSError, ValueError):  # version 1: −1 is no limit
-        quota, period = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return quota / period if quota > 0 else inf
+        time, each = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return time / each if time > 0 else inf
     return inf
