@@ -9,7 +9,7 @@ from pathlib import Path
 def usable_cores() -> int:
     """The cores that the process may run on, as far as their time is granted to it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, max(1, ceil(granted_cores(Path("/sys/fs/cgroup")))))
+    return max(1, ceil(min(cores, granted_cores(Path("/sys/fs/cgroup")))))
 
 
 def granted_cores(groups: Path) -> float:
