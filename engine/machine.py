@@ -1,6 +1,7 @@
 """What to compute on: device, precision, threads. None of it changes a result beyond rounding."""
 
 import logging
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """precision: "fp32", "bf16" or "fp16"."""
+    """precision: "fp32", "bf16" or "fp16". deterministic: see choose_algorithms."""
 
     device: torch.device
     precision: str
     compile: bool
+    deterministic: bool = False
 
     @property
     def pin(self) -> bool:
@@ -32,6 +34,17 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """``deterministic``: only those that give the same bits each time. Call before CUDA starts: cuBLAS looks then.
+
+    A CPU's always do, with the same number of threads.
+    """
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False
 
 
 def choose_device(device: str) -> torch.device:
