@@ -2,13 +2,13 @@
 
     python benchmarks/loop.py -o benchmarks/results/loop-cpu.md
 
-Four loops take the same step of a network of no size, in turns: a plain `for`; an Engine without handlers; the Engine of
-`train`, with learning rate, metrics, divergence guard, progress bar (on a pseudo-terminal, which it draws on as users see
-it), history, checkpoints and stop signals; and this with the bar drawn after each iteration, as it is where a step takes
-a tenth of a second or longer. Each round's mean microseconds per iteration are taken, and the medians over the rounds
-printed; what a loop takes above the plain one of its round; and that as a share of a real step, which is ResNet-50's,
-measured here unless --step-ms gives it. What happens as an epoch ends is no part of it. The network of no size has one
-thread: there is nothing to share, and threads that wait for each other would be measured.
+Four loops take the same step of a network of no size, in turns: a plain `for`; an Engine without handlers; the Engine
+of `train`, with learning rate, metrics, divergence guard, progress bar (on a pseudo-terminal, which it draws on as
+users see it), history, checkpoints and stop signals; and this with the bar drawn after each iteration, as it is where a
+step takes a tenth of a second or longer. Each round's mean microseconds per iteration are taken, and the medians over
+the rounds printed; what a loop takes above the plain one of its round; and that as a share of a real step, which is
+ResNet-50's, measured here unless --step-ms gives it. What happens as an epoch ends is no part of it. The network of no
+size has one thread: there is nothing to share, and threads that wait for each other would be measured.
 """
 
 import argparse
@@ -125,9 +125,7 @@ def measure(machine: Machine, steps: int, rounds: int, batch_size: int) -> Itera
     """Each round's seconds per iteration of the loops."""
     engine.train.build_model = NoSize
     torch.set_num_threads(1)
-    recipe = Recipe.create(
-        {"weights": "none", "resize": 4, "crop": 4, "batch_size": batch_size, "epochs": 2 * rounds + 2}
-    )
+    options = {"weights": "none", "resize": 4, "crop": 4, "batch_size": batch_size, "epochs": 2 * rounds + 2}
     slow = count(step=1)  # a clock by which each iteration takes seconds
     with tempfile.TemporaryDirectory() as folder, terminal():
         training = Training(Recipe.create(options), machine, steps, RunDir(Path(folder)))
