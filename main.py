@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from options import (
     Place,
     Values,
     Variation,
+    deterministic_option,
     machine_options,
     recipe_options,
     report_option,
@@ -54,6 +55,7 @@ def cli() -> None:
     help="Save inside epochs too, when the last time is this long ago; 0: after each step.  [10]",
 )
 @report_option
+@deterministic_option
 @machine_options
 def train(run: Path | None, resume: bool, checkpoint_minutes: int, with_report: bool, **options: Any) -> None:
     """Train on the pictures in --data and write the results into --run."""
@@ -132,6 +134,7 @@ def evaluate(
 )
 @report_option
 @recipe_options
+@deterministic_option
 @machine_options
 def ablate(
     varied: tuple[tuple[str, list[Any]], ...],
@@ -220,22 +223,41 @@ def choose_machine(
     cache: Path,
     no_cache: bool,
     workers: int | None,
+    deterministic: bool = False,
     as_trained: str = "auto",
 ) -> "tuple[Machine, Cache]":
     """as_trained: the precision of the run that is evaluated."""
     from data.cores import usable_cores  # noqa: PLC0415
     from data.store import Cache  # noqa: PLC0415
-    from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
+    from engine.machine import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
 
+    cores = usable_cores()
+    set_up(cores, deterministic)
     chosen = choose_device(device)
-    machine = Machine(chosen, choose_precision(precision, chosen, as_trained), compile)
-    return machine, Cache(cache, not no_cache, workers or usable_cores())
+    machine = Machine(chosen, choose_precision(precision, chosen, as_trained), compile, deterministic)
+    return machine, Cache(cache, not no_cache, workers or cores)
+
+
+class Outlet(FileIO):
+    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
+                outlet = BufferedWriter(Outlet(stream.fileno(), "w", closefd=False))
+                setattr(
+                    sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
+                )
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("plumage").setLevel(logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts

@@ -28,12 +28,15 @@ class LearningRate(click.ParamType):
 
 
 class Place(click.Path):
-    """A path, and not an empty one, which a script's unset variable makes and which would mean the current folder."""
+    """A path, and not an empty one, which a script's unset variable makes and which would mean the current folder.
+
+    ``~`` is the home folder also where the shell leaves it alone, as in ``--run=~/run``.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail("is empty; give a path", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (which leaves an unknown ~user)
 
 
 def option_type(field: "Field[Any]") -> click.ParamType:
@@ -117,6 +120,12 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = option(command)
     return command
 
+
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Compute on a GPU in ways that give the same bits each time, which are slower; a CPU always does.",
+)
 
 report_option = click.option(
     "--report/--no-report", "with_report", default=True, help="Evaluate the best model and write report.html."

@@ -8,6 +8,9 @@ was killed is resumed by the same command until it ends; then every tensor and v
 (timings aside), recipe, classes and split have to be those of the undisturbed run. In every second run a checkpoint is
 saved after each step, so that many kills fall into writes. Exits with 1 where anything differs or did not resume.
 
+--signal, which may be given several times, says what it kills with instead; of several, each kill draws one. A run that
+is asked to end, by TERM, INT or USR1, has to do so with the signal's exit code.
+
 --full-disk makes each write fail from the instant on instead (by the limit on a file's size, EFBIG for ENOSPC, which
 needs no rights but Linux): the run has to end with one line and exit code 2, every checkpoint readable, and goes on
 without the limit. On a CPU, bits are the same for the same number of threads.
@@ -142,7 +145,9 @@ def unreadable(run: Path) -> Iterator[str]:
             yield f"{file.name} cannot be read: {error}"
 
 
-def disturb(row: Row, folder: Path, command: list[str], way: Way, kills: int, seconds: float, draw: Random) -> None:
+def disturb(
+    row: Row, folder: Path, command: list[str], ways: list[Way], kills: int, seconds: float, draw: Random
+) -> None:
     """Another run of ``row``, struck while the row has less than ``kills``, resumed to its end and compared."""
     row.runs += 1
     whole, run = folder / row.name, folder / f"{row.name}-{row.runs}"
@@ -153,7 +158,7 @@ def disturb(row: Row, folder: Path, command: list[str], way: Way, kills: int, se
     found: list[str] = []
     code, attempts = -1, 0
     while code:
-        instant = draw.uniform(0, seconds) if row.kills < kills else None
+        way, instant = draw.choice(ways), draw.uniform(0, seconds) if row.kills < kills else None
         code, errors, struck = attempt(command, way, instant)
         row.resumes += attempts > 0
         attempts += 1
@@ -171,26 +176,27 @@ def disturb(row: Row, folder: Path, command: list[str], way: Way, kills: int, se
     shutil.rmtree(pictures, ignore_errors=True)
 
 
-def soak(row: Row, folder: Path, options: Options, way: Way, kills: int, draw: Random) -> None:
+def soak(row: Row, folder: Path, options: Options, ways: list[Way], kills: int, draw: Random) -> None:
     """An undisturbed run of ``options``, and as many others as it takes to strike ``kills`` times."""
     given = {name: folder / "plain" if value == "plain" else value for name, value in {**COMMON, **options}.items()}
     command = [str(MAIN), "train", "--resume", "--no-report", *words(given)]
     start = time.monotonic()
     whole, pictures = folder / row.name, folder / f"{row.name}.cache"
-    code, errors, _ = attempt([*command, "--run", str(whole), "--cache", str(pictures)], way)
+    code, errors, _ = attempt([*command, "--run", str(whole), "--cache", str(pictures)], ways[0])
     if code:
         sys.exit(f"{row.name}: failed undisturbed with exit code {code}: {errors}")
     seconds = time.monotonic() - start
     print(f"{row.name}: undisturbed in {seconds:.1f} s", file=sys.stderr)
     while row.kills < kills and len(row.failures) < 5:
-        disturb(row, folder, command, way, kills, seconds, draw)
+        disturb(row, folder, command, ways, kills, seconds, draw)
 
 
-def report(rows: list[Row], folder: Path, way: Way, seed: int) -> Iterator[str]:
+def report(rows: list[Row], folder: Path, ways: list[Way], seed: int) -> Iterator[str]:
     now = json.loads((folder / "plain" / "environment.json").read_text(encoding="utf-8"))
     auto = json.loads((folder / "precision-auto" / "environment.json").read_text(encoding="utf-8"))["precision"]
     versions = {"Python": now["python"], **now["packages"], "commit": str(now["git_commit"])[:7]}
-    yield f"# Trainings disturbed by {way.name}, resumed, and compared with undisturbed ones\n"
+    names = ", ".join(way.name for way in ways)
+    yield f"# Trainings disturbed by {names}, resumed, and compared with undisturbed ones\n"
     yield f"- Command: `{shlex.join(['python', *sys.argv])}`, seed {seed}"
     yield f"- Hardware: {now['threads']} threads of {now['cpu']}, {now['platform']}; precision auto is {auto}"
     yield f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"
@@ -209,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "USR1"), action="append", help="[KILL]")
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--folder", type=Path, help="where a folder is made for the runs; those that differ stay there")
     parser.add_argument("-o", "--output", type=Path)
@@ -219,13 +225,14 @@ def main() -> None:
             place.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and the training ends with this
     folder = Path(tempfile.mkdtemp(prefix="plumage-kill-", dir=args.folder))
-    way, draw = Way("full disk" if args.full_disk else args.signal), Random(args.seed)
+    names = ["full disk"] if args.full_disk else args.signal or ["KILL"]
+    ways, draw = [Way(name) for name in names], Random(args.seed)
 
     rows = [Row(name) for name in CONFIGURATIONS]
     for number, row in enumerate(rows):
         share = (args.kills + len(rows) - 1 - number) // len(rows)
-        soak(row, folder, CONFIGURATIONS[row.name], way, share, draw)
-    text = "\n".join(report(rows, folder, way, args.seed))
+        soak(row, folder, CONFIGURATIONS[row.name], ways, share, draw)
+    text = "\n".join(report(rows, folder, ways, args.seed))
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -1,6 +1,7 @@
 """What to compute on: device, precision, threads. None of it changes a result beyond rounding."""
 
 import logging
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """precision: "fp32", "bf16" or "fp16"."""
+    """precision: "fp32", "bf16" or "fp16". deterministic: see set_up."""
 
     device: torch.device
     precision: str
     compile: bool
+    deterministic: bool = False
 
     @property
     def look_every(self) -> int:
@@ -27,6 +29,20 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def set_up(cores: int, deterministic: bool) -> None:
+    """torch's switches, for the whole process. Call before CUDA starts: cuBLAS looks then.
+
+    cores: threads more than these would wait for each other. deterministic: only algorithms that give the same bits
+    each time, which a CPU's always do, with the same number of threads.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), cores))
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions do; only with fp32 is there any to use it
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
 def choose_device(device: str) -> torch.device:

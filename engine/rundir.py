@@ -224,6 +224,7 @@ def environment(machine: "Machine") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": machine.precision,
         "compile": machine.compile,
+        "deterministic": machine.deterministic,
         "git_commit": _git_commit(),
         "command": shlex.join(["python", *sys.argv]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

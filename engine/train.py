@@ -1,6 +1,7 @@
 """train(recipe, run): the pieces put together, in the order of a method section."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from math import ceil
 from typing import Any
@@ -50,43 +51,18 @@ def train(
     steps = epoch_length(len(train_rows), recipe.batch_size)
 
     state, evaluator = build(recipe, machine, classes, steps, pretrained, teacher)
-    trainer, optimizer, metrics = state.trainer, state.optimizer, state.metrics
-    rate = partial(
-        learning_rate,
-        total=recipe.epochs * steps,
-        warmup=round(recipe.warmup_epochs * steps),
-        peak=recipe.lr,
-        schedule=recipe.schedule,
-    )
+    trainer, writer = state.trainer, CheckpointWriter()
 
     def validate() -> dict[str, float]:
         batches = eval_batches(read, val_rows, val_labels, recipe.batch_size)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
-    def save(epoch_done: bool = False) -> None:
-        handlers.check_finite(metrics["loss"].compute(), trainer, optimizer)
-        content = state.content(epoch_done)
-        handlers.check_weights(content["model"], trainer, optimizer)
-        best = epoch_done and run.best_epoch["epoch"] == trainer.state.epoch
-        writer.submit(lambda: write_checkpoint(run, content, best))
-
-    handlers.attach_learning_rate(trainer, optimizer, rate)
-    if recipe.freeze_backbone_epochs:
-        handlers.attach_freezing(trainer, state.model, state.model.get_submodule("fc"), recipe.freeze_backbone_epochs)
-    handlers.attach_divergence_guard(trainer, metrics["loss"], optimizer, machine.look_every)
-    status = partial(handlers.status, metrics, optimizer)
-    handlers.attach_progress(trainer, "training", recipe.batch_size, machine.look_every, status)
-    handlers.attach_progress(evaluator, "validating", recipe.batch_size, machine.look_every)
-    handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
-    handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
-    handlers.attach_epoch_line(trainer, run)
-    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
-    for engine in (trainer, evaluator):
-        handlers.attach_stop(engine, signals, save)
-
+    attach_handlers(
+        state, evaluator, validate, len(train_rows), run, machine.look_every, signals, writer, checkpoint_minutes
+    )
     if not run.holds_run:
         begin(run, recipe, dataset, machine)
-    with signals.deferred(), CheckpointWriter() as writer:
+    with signals.deferred(), writer:
         resume(state, run, machine.device)
         if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
             log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
@@ -137,6 +113,47 @@ def build(
     return TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe), evaluator
 
 
+def attach_handlers(
+    state: TrainingState,
+    evaluator: Engine,
+    validate: Callable[[], dict[str, float]],
+    pictures: int,
+    run: RunDir,
+    look_every: int,
+    signals: StopSignals,
+    writer: CheckpointWriter,
+    checkpoint_minutes: float,
+) -> None:
+    """All that happens beside the steps, in its order: what is recorded has been checked, what is saved is recorded.
+
+    pictures: how many an epoch trains on.
+    """
+    recipe, trainer, optimizer, metrics = state.recipe, state.trainer, state.optimizer, state.metrics
+    steps = epoch_length(pictures, recipe.batch_size)
+    rate = partial(
+        learning_rate,
+        total=recipe.epochs * steps,
+        warmup=round(recipe.warmup_epochs * steps),
+        peak=recipe.lr,
+        schedule=recipe.schedule,
+    )
+    save = partial(save_state, state, run, writer)
+
+    handlers.attach_learning_rate(trainer, optimizer, rate)
+    if recipe.freeze_backbone_epochs:
+        handlers.attach_freezing(trainer, state.model, state.model.get_submodule("fc"), recipe.freeze_backbone_epochs)
+    handlers.attach_divergence_guard(trainer, metrics["loss"], optimizer, look_every)
+    status = partial(handlers.status, metrics, optimizer)
+    handlers.attach_progress(trainer, "training", recipe.batch_size, look_every, status)
+    handlers.attach_progress(evaluator, "validating", recipe.batch_size, look_every)
+    handlers.attach_history(trainer, validate, optimizer, pictures, run)
+    handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
+    handlers.attach_epoch_line(trainer, run)
+    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
+    for engine in (trainer, evaluator):
+        handlers.attach_stop(engine, signals, save)
+
+
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
     file = weights_file(recipe.teacher)
     return None if recipe.teacher == "none" else trained_model(file, f"--teacher {file}", classes)
@@ -184,6 +201,15 @@ def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> No
 def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
     """The pictures of a run that has begun, split as they were."""
     return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
+
+
+def save_state(state: TrainingState, run: RunDir, writer: CheckpointWriter, epoch_done: bool = False) -> None:
+    """Have a checkpoint written, which is the best one too where the epoch that ends here is. Raises Diverged."""
+    handlers.check_finite(state.metrics["loss"].compute(), state.trainer, state.optimizer)
+    content = state.content(epoch_done)
+    handlers.check_weights(content["model"], state.trainer, state.optimizer)
+    best = epoch_done and run.best_epoch["epoch"] == state.trainer.state.epoch
+    writer.submit(partial(write_checkpoint, run, content, best))
 
 
 def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:

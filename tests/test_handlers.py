@@ -282,6 +282,21 @@ def test_progress_shows_what_a_person_wants_to_know(capsys, monkeypatch):
         assert part in shown
 
 
+def test_progress_is_drawn_at_most_ten_times_a_second_and_as_each_epoch_begins(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    clock, drawn = 0.0, []
+    monkeypatch.setattr("engine.handlers.perf_counter", lambda: clock)
+
+    def step(engine, batch):
+        nonlocal clock
+        clock += 0.03
+
+    trainer = Engine(step)
+    attach_progress(trainer, "training", 8, 2, lambda: drawn.append(trainer.state.iteration) or {})
+    trainer.run([0] * 10, max_epochs=2)
+    assert drawn == [2, 6, 10, 12, 16, 20]  # of even ones, those 0.12 s apart; another epoch begins with 11
+
+
 def test_progress_is_silent_where_nobody_looks(capsys):
     trainer = Engine(lambda engine, batch: None)
     attach_progress(trainer, "training", 8, 1)

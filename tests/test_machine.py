@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.machine import choose_device, choose_precision
+from engine.machine import choose_device, choose_precision, set_up
 from errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -53,3 +53,12 @@ def test_what_the_machine_lacks_is_refused():
             with pytest.raises(UserError, match=f"--device {device}"):
                 choose_device(device)
     assert choose_device("cpu") == CPU
+
+
+def test_a_share_of_the_cores_bounds_the_threads(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    for cores in (2, 8):
+        set_up(cores, deterministic=False)
+    assert calls == [2, 4]

@@ -14,6 +14,8 @@ import torch
 from conftest import CLIPART, TINY
 from PIL import Image
 
+from engine.rundir import RunDir
+
 FILES = {
     ".lock",
     "recipe.json",
@@ -178,9 +180,48 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(start, plumage, photos
     assert end(start, photos, tmp_path / "stopped", number) == code
     options = ["train", "--data", photos, *TINY, "--epochs", "6", "--resume"]
     assert plumage(*options, "--run", tmp_path / "stopped")[0] == 0
-    assert plumage(*options, "--run", tmp_path / "whole")[0] == 0
+    assert plumage(*options, "--run", tmp_path / "whole", "--deterministic")[0] == 0  # which a CPU is anyway
+    assert torch.are_deterministic_algorithms_enabled()
+    assert json.loads((tmp_path / "whole" / "environment.json").read_text())["deterministic"]
     one, other = (torch.load(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("stopped", "whole"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_deterministic_on_a_gpu_a_run_that_was_ended_goes_on_to_the_same_bits(start, photos, tmp_path, precision):
+    options = ["--epochs", "6", "--device", "cuda", "--precision", precision, "--deterministic", "--augment", "paper"]
+    options += ["--mixup", "0.2", "--accumulate", "2", "--clip-grad-norm", "1", "--ema", "0.9"]
+    assert end(start, photos, tmp_path / "stopped", signal.SIGTERM, *options) == 143
+    for name in ("stopped", "whole"):
+        process = start("train", "--data", photos, *TINY, *options, "--run", tmp_path / name, "--resume")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    one, other = (torch.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("stopped", "whole"))
+    for part in ("model", "online"):
+        assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
+    momenta, others = (content["optimizer"]["state"] for content in (one, other))
+    assert all(torch.equal(momenta[n]["momentum_buffer"], others[n]["momentum_buffer"]) for n in momenta)
+
+
+def test_a_reader_that_goes_away_ends_no_training(start, photos, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", "--data", photos, *TINY, "--epochs", "3", "--report", "--run", run)
+    assert process.stdout.readline().startswith("epoch 1/3")
+    process.stdout.close()  # as `| head -1` does
+    process.stderr.close()
+    assert process.wait() == 0
+    assert len((run / "history.jsonl").read_text().splitlines()) == 3
+    assert (run / "report.html").exists()
+
+
+def test_the_home_folder_is_known_where_the_shell_does_not_put_it_in(plumage, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = ["train", "--data=~/my phötos", *TINY, "--epochs", "1", "--run=~/run", "--cache=~/pictures"]
+    assert plumage(*command)[0] == 0
+    assert RunDir(tmp_path / "run").holds_run
+    assert (tmp_path / "pictures" / "stores").is_dir()
+    assert plumage("eval", "--run=~/run", "--checkpoint=~/run/checkpoints/last.pt", "--data=~/my phötos")[0] == 0
 
 
 def test_divergence_ends_with_its_own_code_and_keeps_nothing_bad(plumage, photos, tmp_path):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 import engine.train
 import models.weights
+from data.loader import Batch
 from data.store import Cache
 from engine.evaluate import evaluate
 from engine.machine import Machine
@@ -307,3 +309,27 @@ def test_a_run_as_weights_hands_its_head_on_to_the_same_classes(tiny, tricks, tm
     assert torch.equal(one["body.0.weight"], other["body.0.weight"])
     assert torch.equal(one["fc.weight"], other["fc.weight"]) == known
     assert ("the head is taken over" in caplog.text) == known
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"augment": "paper", "mixup": 0.2}, {"ema": 0.9, "clip_grad_norm": 1.0, "accumulate": 2}],
+    ids=["plain", "augmented", "averaged"],
+)
+def test_no_step_waits_for_the_gpu(options, precision):
+    """From the third step to the seventh, between two looks at the metrics, torch raises where something waits."""
+    names, device = ["a", "b", "c"], torch.device("cuda")
+    recipe = Recipe.create({**OPTIONS, "model": "resnet18", **options})
+    state, _ = engine.train.build(recipe, Machine(device, precision, compile=False), names, 8, None, None)
+    images = torch.randint(256, (8, 20, 20, 3), dtype=torch.uint8, device=device)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    trainer = state.trainer
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: torch.cuda.set_sync_debug_mode("error"))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=7), lambda: torch.cuda.set_sync_debug_mode("default"))
+    try:
+        trainer.run((Batch(number, images, labels) for number in range(8)), max_epochs=1, epoch_length=8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert 0 < trainer.state.metrics["loss"] < 100
