@@ -157,8 +157,8 @@ def curves(run: Run, drawn: dict[str, Figure]) -> Markup:
 
 def gap(run: Run, found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     smoothing, classes = run.recipe.smoothing, len(run.classes)
-    mean, theory = statistics.logit_gap(found.logits).mean(), statistics.theoretical_gap(classes, smoothing)
-    says = f"The mean is {mean:.2f}. "
+    theory = statistics.theoretical_gap(classes, smoothing)
+    says = f"The mean is {found.logit_gap:.2f}. "
     if theory is None:
         says += "Without label smoothing no finite gap is optimal: the loss falls as the gap grows."
     else:
@@ -170,16 +170,14 @@ def gap(run: Run, found: Evaluation, drawn: dict[str, Figure]) -> Markup:
 def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     logits, labels = found.logits, found.labels
     temperature = statistics.best_temperature(logits, labels)
-    scaled = logits / temperature
-    errors = [statistics.calibration(each, labels).error for each in (logits, scaled)]
+    before, after = (statistics.nll(each, labels) for each in (logits, logits / temperature))
     shown = [
-        ("expected calibration error", f"{errors[0]:.2%}"),
+        ("expected calibration error", f"{found.ece:.2%}"),
         ("calibrating temperature", f"{temperature:.3f}"),
-        ("error at that temperature", f"{errors[1]:.2%}"),
-        ("NLL, before and after", f"{statistics.nll(logits, labels):.4f} → {statistics.nll(scaled, labels):.4f}"),
+        ("NLL, before and after", f"{before:.4f} → {after:.4f}"),
     ]
     says = (
-        f"In 15 bins, the stronger the more pictures. The network is too {'unsure' if temperature < 1 else 'sure'} of "
+        f"In {found.bins.shape[1]} bins, the stronger the more pictures. The network is too {'unsure' if temperature < 1 else 'sure'} of "
         f"itself: divided by {temperature:.3f}, its logits have the smallest NLL on these pictures."
     )
     return section("Calibration", drawing(drawn["calibration"], "Reliability diagram", says), tiles(shown))

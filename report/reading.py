@@ -21,15 +21,20 @@ PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}
 class Evaluation:
     """What `eval` computed on the validation pictures.
 
-    logits: (n, K) float64. labels: (n,) int64. indices: (n,) int64, rows of split.csv.
+    ece, logit_gap: over all pictures. logits: (n, K) float64. labels: (n,) int64. indices: (n,) int64, rows of split.csv.
+    gaps: (n,), each picture's. bins: (3, bins) predictions by confidence: how many, its sum, how many are right.
     pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) the rows of logits that they show.
     """
 
     accuracy: float
+    ece: float
+    logit_gap: float
     checkpoint: str
     logits: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    gaps: np.ndarray
+    bins: np.ndarray
     pictures: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @cached_property
@@ -140,17 +145,20 @@ def read_evaluation(path: Path, classes: int, pictures: int) -> Evaluation | Non
     try:
         with np.load(arrays) as content:
             held = dict(content)
-        logits, labels, indices = held["logits"].astype(np.float64), held["labels"], held["indices"]
+        logits, labels, indices, gaps, bins = (held[name] for name in ("logits", "labels", "indices", "gaps", "bins"))
         n, shown = len(labels), {name: (held[name], held[rows]) for name, rows in PICTURES.items() if name in held}
-        sound = n > 0 and logits.shape == (n, classes) and classes > 1 and indices.shape == (n,)
-        sound = sound and bool(np.isfinite(logits).all())
+        sound = n > 0 and logits.shape == (n, classes) and classes > 1 and indices.shape == gaps.shape == (n,)
+        sound = sound and bins.ndim == 2 and len(bins) == 3 and bins[0].sum() == n
+        sound = sound and all(bool(np.isfinite(numbers).all()) for numbers in (logits, gaps, bins))
         for rows, end in ((labels, classes), (indices, pictures), *((rows, n) for _, rows in shown.values())):
             sound = sound and rows.dtype.kind == "i" and bool(((rows >= 0) & (rows < end)).all())
         for images, rows in shown.values():
             sound = sound and images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(rows)
         if not sound:
             raise ValueError("its arrays do not fit this run")
-        return Evaluation(float(about["accuracy"]), str(about["checkpoint"]), logits, labels, indices, shown)
+        numbers = (float(about[name]) for name in ("accuracy", "ece", "logit_gap"))
+        logits = logits.astype(np.float64)
+        return Evaluation(*numbers, str(about["checkpoint"]), logits, labels, indices, gaps, bins, shown)
     except Exception as error:  # a damaged archive raises nearly anything
         again = f"python main.py eval --run {path} writes it anew"
-        raise UserError(f"{arrays} is damaged ({' '.join(str(error).split())}): {again}") from error
+        raise UserError(f"{arrays} is damaged or old ({' '.join(str(error).split())}): {again}") from error

@@ -17,41 +17,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def logit_gap(logits: np.ndarray) -> np.ndarray:
-    """(n,): the largest logit minus the mean of the others (He et al. 2019, figure 4)."""
-    largest = logits.max(axis=1)
-    return largest - (logits.sum(axis=1) - largest) / (logits.shape[1] - 1)
-
-
 def theoretical_gap(classes: int, smoothing: float) -> float | None:
     """log((K − 1)(1 − ε) / ε), where label smoothing has its optimum (section 5.2); None at ε = 0: there is none."""
     return log((classes - 1) * (1 - smoothing) / smoothing) if smoothing else None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of ``bins`` of equal width over the confidence: (bins,) counts, mean confidence, accuracy (0 where empty).
-
-    error: the expected calibration error (Guo et al. 2017), as a fraction.
-    """
-
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    error: float
-
-
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
-    confidence = np.exp(log_softmax(logits).max(axis=1))
-    # Bins are open below and closed above, as in Guo et al.
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    per_bin = [
-        np.bincount(place, weights, minlength=bins) / np.maximum(counts, 1)
-        for weights in (confidence, logits.argmax(axis=1) == labels)
-    ]
-    error = float(np.sum(counts * np.abs(per_bin[1] - per_bin[0])) / len(labels))
-    return Calibration(counts, per_bin[0], per_bin[1], error)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
