@@ -16,7 +16,7 @@ def logit_gap(logits: Tensor) -> Tensor:
 
 
 def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, K), (n,) → (3, BINS) float32: how many predictions have a confidence in each bin, its sum, and the right ones.
+    """(n, K), (n,) → (3, BINS) float32: by bin of confidence, how many predictions, its sum, and how many are right.
 
     The bins are of equal width, open below and closed above (Guo et al. 2017).
     """

@@ -177,8 +177,8 @@ def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
         ("NLL, before and after", f"{before:.4f} → {after:.4f}"),
     ]
     says = (
-        f"In {found.bins.shape[1]} bins, the stronger the more pictures. The network is too {'unsure' if temperature < 1 else 'sure'} of "
-        f"itself: divided by {temperature:.3f}, its logits have the smallest NLL on these pictures."
+        f"In {found.bins.shape[1]} bins, the stronger the more pictures. The network is too "
+        f"{'unsure' if temperature < 1 else 'sure'} of itself: divided by {temperature:.3f}, its logits have the smallest NLL on these pictures."
     )
     return section("Calibration", drawing(drawn["calibration"], "Reliability diagram", says), tiles(shown))
 
