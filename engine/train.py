@@ -1,6 +1,7 @@
 """train(recipe, run): the pieces put together, in the order of a method section."""
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from typing import Any
@@ -16,12 +17,19 @@ from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import handlers
-from engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from engine.checkpoint import (
+    CheckpointWriter,
+    TrainingState,
+    copy_checkpoint,
+    is_finished,
+    is_whole,
+    save_checkpoint,
+)
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import RunDir, weights_file
+from engine.rundir import RunDir, stopped_early, weights_file
 from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
@@ -33,12 +41,22 @@ log = logging.getLogger("plumage")
 
 
 def train(
-    recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals, checkpoint_minutes: float = 10
+    recipe: Recipe,
+    run: RunDir,
+    machine: Machine,
+    cache: Cache,
+    signals: StopSignals,
+    checkpoint_minutes: float = 10,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history.
 
     checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
+    tensorboard: log what goes into the history, and each step, for TensorBoard too.
     """
+    if is_finished(recipe, run):
+        log.info(f"{run.path}: finished after epoch {run.history[-1]['epoch']}; nothing is left to do")
+        return run.best_epoch
     # All that can be known without decoding a picture comes first.
     samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
     classes = samples.classes if samples else run.classes
@@ -79,17 +97,16 @@ def train(
     handlers.attach_history(trainer, validate, optimizer, len(train_rows), run)
     handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
     handlers.attach_epoch_line(trainer, run)
+    board = handlers.attach_tensorboard(trainer, optimizer, machine.look_every, run) if tensorboard else nullcontext()
     handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
     for engine in (trainer, evaluator):
         handlers.attach_stop(engine, signals, save)
 
     if not run.holds_run:
         begin(run, recipe, dataset, machine)
-    with signals.deferred(), CheckpointWriter() as writer:
+    with signals.deferred(), CheckpointWriter() as writer, board:
         resume(state, run, machine.device)
-        if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
-            log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
-        else:
+        if trainer.state.epoch < recipe.epochs and not stopped_early(run.history, recipe.early_stopping):
             batches = train_batches(
                 store, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration, machine.pin
             )

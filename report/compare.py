@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 
 import numpy as np
 
+from engine.interval import Difference, difference_over_seeds
 from engine.recipe import option_name
 from report import figures, statistics
 from report.html import Markup, drawing, element, page, section, table
 from report.reading import Run
-from report.statistics import Difference
 
 CAPTIONS = {
     "loss": "Validation loss, and faint training loss, as trained: with each run's own label smoothing.",
@@ -93,8 +94,8 @@ def differences(runs: Sequence[Run]) -> list[Markup]:
             assert base.evaluation
             right, others = run.evaluation.right, base.evaluation.right
             pair = (figures.label_of(number, run), figures.label_of(first, base))
-            tested = (f"{len(right):,}", f"{statistics.mcnemar(right, others):.3g}")
-            rows.append((*pair, *interval(statistics.paired_difference(right, others)), *tested))
+            found = statistics.paired_difference(right, others)
+            rows.append((*pair, *interval(found), f"{found.n:,}", f"{statistics.mcnemar(right, others):.3g}"))
     if rows:
         note = (
             "Over the same validation pictures, in pairs: the interval by bootstrap, p by McNemar's exact "
@@ -125,7 +126,7 @@ def over_seeds(runs: Sequence[Run]) -> list[Markup]:
     for facts, values in groups.values():
         shares = 100 * np.array(list(values.values()))
         spread = f" ± {shares.std(ddof=1):.2f}" if len(shares) > 1 else ""
-        gap = None if values is base else statistics.difference_over_seeds(values, base)
+        gap = None if values is base else difference_over_seeds(values, base)
         shown = interval(gap) if gap else ("–", "–")
         rows.append(
             [
@@ -148,9 +149,8 @@ def interval(difference: Difference) -> tuple[str, str]:
     value, low, high = (
         f"{100 * part:+.2f}".replace("-", "−") for part in (difference.value, difference.low, difference.high)
     )
-    return value, f"{low} to {high}"
+    return value, f"{low} to {high}" if difference.high < inf else "none"
 
 
 def commands(name: str, run: Run) -> Markup:
-    command = str(run.environment.get("command", "unknown: environment.json does not say"))
-    return element("div", element("h3", name), element("pre", command))
+    return element("div", element("h3", name), element("pre", run.command))

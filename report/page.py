@@ -178,7 +178,8 @@ def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     ]
     says = (
         f"In {found.bins.shape[1]} bins, the stronger the more pictures. The network is too "
-        f"{'unsure' if temperature < 1 else 'sure'} of itself: divided by {temperature:.3f}, its logits have the smallest NLL on these pictures."
+        f"{'unsure' if temperature < 1 else 'sure'} of itself: divided by {temperature:.3f}, its logits have the "
+        "smallest NLL on these pictures."
     )
     return section("Calibration", drawing(drawn["calibration"], "Reliability diagram", says), tiles(shown))
 
@@ -227,8 +228,7 @@ def mistakes(run: Run, found: Evaluation) -> Markup:
 
 
 def reproduce(run: Run) -> Markup:
-    command = str(run.environment.get("command", "unknown: environment.json does not say"))
     commit = run.environment.get("git_commit")
-    lines = ([f"git checkout {commit}"] if commit else []) + [command]
+    lines = ([f"git checkout {commit}"] if commit else []) + [run.command]
     recipe = fold("recipe.json", element("pre", json.dumps(asdict(run.recipe), indent=2)))
     return section("To reproduce it", element("pre", "\n".join(lines)), recipe)

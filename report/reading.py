@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.recipe import Recipe
-from engine.rundir import RunDir
+from engine.rundir import RunDir, best_of, is_over
 from errors import UserError
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
@@ -22,7 +22,8 @@ class Evaluation:
     """What `eval` computed on the validation pictures.
 
     ece, logit_gap: over all pictures. logits: (n, K) float64. labels: (n,) int64.
-    indices: (n,) int64, rows of split.csv. gaps: (n,), each picture's. bins: (3, bins) predictions by confidence: how many, its sum, how many are right.
+    indices: (n,) int64, rows of split.csv. gaps: (n,), each picture's.
+    bins: (3, bins), predictions by confidence: how many, its sum, and how many are right.
     pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) the rows of logits that they show.
     """
 
@@ -66,8 +67,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the history with the highest validation accuracy; of equals, the earliest."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["epoch"]), default=None)
+        """The best epoch's row of the history."""
+        return best_of(self.history) if self.history else None
 
     @property
     def epochs(self) -> int:
@@ -76,9 +77,11 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every epoch is done, or early stopping has ended it."""
-        patience = self.recipe.early_stopping
-        stopped = self.best and 0 < patience <= self.epochs - self.best["epoch"]
-        return bool(stopped) or self.epochs >= self.recipe.epochs
+        return is_over(self.history, self.recipe)
+
+    @property
+    def command(self) -> str:
+        return str(self.environment.get("command", "unknown: environment.json does not say"))
 
     @property
     def hardware(self) -> str:
