@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from engine.schedule import learning_rate
 from report import statistics
@@ -79,6 +79,9 @@ def _curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) ->
             axes.plot(at, val[epochs.index(at)], "o", color=colour, fillstyle="none", markersize=9, label=best)
     if scale == 1 and max(values) > 20 * min(filter(None, values), default=1):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure
@@ -144,7 +147,7 @@ def reliability(run: Run) -> Figure:
     axes.plot([0, 100], [0, 100], color=INK, alpha=0.5, linewidth=1, linestyle="--", label="calibrated")
     for x, y, share in zip(centers, accuracy, counts[used] / counts.max(), strict=True):
         axes.bar(x, y, width=0.92 * width, color=BLUE, alpha=0.25 + 0.6 * share)
-    axes.plot(sure, accuracy, "o", color=ORANGE, markersize=4, label="measured")
+    axes.plot(sure, accuracy, "o", color=ORANGE, markersize=4, label="measured", clip_on=False, zorder=3)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     _legend(axes, loc="upper left")
     return figure

@@ -90,17 +90,19 @@ def environment(run: Run) -> Markup:
     versions = facts.pop("packages", None)
     facts |= versions if isinstance(versions, dict) else {}
     rows = [(name.replace("_", " "), "none" if value is None else str(value)) for name, value in facts.items()]
-    return section("Environment", table(("property", "value"), rows))
+    return section("Environment", in_two(("property", "value"), rows))
 
 
 def data(run: Run, drawn: dict[str, Figure]) -> Markup:
     train, val = run.counts("train"), run.counts("val")
     both = train + val
+    least, most = both.min(), both.max()
+    spread = f"{least:,} to {most:,}, in the median {np.median(both):,.0f}" if least < most else f"{most:,}"
     parts: list[Markup] = [
         element(
             "p",
-            f"{len(run.classes):,} classes, {train.sum():,} training and {val.sum():,} validation pictures; of a class "
-            f"{both.min():,} to {both.max():,}, in the median {np.median(both):,.0f}. From {run.recipe.data}.",
+            f"{len(run.classes):,} classes, {train.sum():,} training and {val.sum():,} validation pictures; of each "
+            f"class {spread}. From {run.recipe.data}.",
         )
     ]
     if absent := [name for name, count in zip(run.classes, val, strict=True) if not count]:
@@ -129,14 +131,18 @@ def model_and_recipe(run: Run) -> Markup:
     rows = list[tuple[object, ...]]()
     for name, value in asdict(recipe).items():
         if value == usual[name]:
-            rows.append((option_name(name), str(value), ""))
+            rows.append((element("code", option_name(name)), str(value), ""))
         else:
-            changed = element("b", option_name(name), class_="changed"), element("b", value)
-            rows.append((*changed, f"preset: {usual[name]}"))
+            changed = element("code", element("b", option_name(name), class_="changed"))
+            rows.append((changed, element("b", value), f"preset: {usual[name]}"))
     note = element("p", f"Every option; those that differ from the preset {recipe.preset} are marked.", class_="soft")
+    return section("Model and recipe", note, in_two(("option", "value", ""), rows))
+
+
+def in_two(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Markup:
+    """A long table as two, side by side where there is room."""
     half = (len(rows) + 1) // 2
-    columns = [table(("option", "value", ""), part) for part in (rows[:half], rows[half:])]
-    return section("Model and recipe", note, element("div", *columns, class_="pair"))
+    return element("div", table(head, rows[:half]), table(head, rows[half:]), class_="pair")
 
 
 def curves(run: Run, drawn: dict[str, Figure]) -> Markup:
@@ -181,7 +187,8 @@ def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
         f"{'unsure' if temperature < 1 else 'sure'} of itself: divided by {temperature:.3f}, its logits have the "
         "smallest NLL on these pictures."
     )
-    return section("Calibration", drawing(drawn["calibration"], "Reliability diagram", says), tiles(shown))
+    figure = drawing(drawn["calibration"], "Reliability diagram", says)
+    return section("Calibration", element("div", figure, tiles(shown), class_="pair"))
 
 
 def per_class(run: Run, found: Evaluation) -> Markup:

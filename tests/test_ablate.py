@@ -134,8 +134,8 @@ def test_names_are_safe_and_distinct():
         (["--vary", "smoothing=0,0.1", "--seeds", "0,1", "--seed", "2"], "--seed "),
         (["--vary", "smoothing=0,0.1", "--data", "nowhere"], "nowhere"),
         (["--vary", "smoothing=0,0.1", "--precision", "fp16"], "--precision"),
-        (["--vary", "teacher=none,nowhere.pt"], "--teacher"),
-        (["--vary", "mixup=0,0.1", "--teacher", "nowhere.pt"], "--teacher"),
+        (["--vary", "teacher=none,nowhere.pt"], "nowhere.pt"),
+        (["--vary", "mixup=0,0.1", "--teacher", "nowhere.pt"], "nowhere.pt"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing_behind(command, plumage, tmp_path, options, says):

@@ -30,7 +30,7 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=0, noise=1.5, **options):
+def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=0, noise=1.5, side=32, **options):
     """What a training writes, of ``each`` training pictures and half as many validation pictures per class."""
     path.mkdir(parents=True)
     rng, val = np.random.default_rng(seed), each // 2
@@ -69,13 +69,12 @@ def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=
             np.float32
         )
         wrong = np.flatnonzero(logits.argmax(1) != labels)[:24]
-        pictures = rng.integers(0, 255, (12 + len(wrong), 32, 32, 3)).astype(np.uint8)
-        shown = {
-            "samples": pictures[:12],
-            "sample_rows": np.arange(12),
-            "thumbnails": pictures[12:],
-            "thumbnail_rows": wrong,
-        }
+        samples, thumbnails = (
+            rng.integers(0, 255, (count, length, length, 3)).astype(np.uint8)
+            for count, length in ((12, side), (len(wrong), min(side, 112)))
+        )
+        shown = {"samples": samples, "sample_rows": np.arange(12)}
+        shown |= {"thumbnails": thumbnails, "thumbnail_rows": wrong}
         gaps, bins = logit_gap(torch.tensor(logits)), calibration_bins(torch.tensor(logits), torch.tensor(labels))
         arrays = {"logits": logits, "labels": labels, "indices": np.array(indices), "gaps": gaps, "bins": bins}
         np.savez(path / "eval-val.npz", **arrays, **shown)
