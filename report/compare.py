@@ -28,7 +28,7 @@ def comparison(runs: Sequence[Run]) -> str:
         title,
         element("header", element("h1", title), element("p", ", ".join(run.name for run in runs), class_="lead")),
         section("Results", results(runs), unevaluated(runs)),
-        section("What differs between the recipes", recipes(runs)),
+        section("What differs between them", recipes(runs)),
         section("Differences in accuracy", *differences(runs)),
         section("Figures", element("div", *drawn, class_="pair")) if drawn else Markup(),
         section("To reproduce them", *(commands(name, run) for name, run in zip(names, runs, strict=True))),
@@ -53,8 +53,8 @@ def results(runs: Sequence[Run]) -> Markup:
             row[9] = f"{found.ece:.2%}"
             row[10] = f"{statistics.best_temperature(found.logits, found.labels):.3f}"
         row[11] = f"{sum(each['seconds'] for each in run.history):,.0f} s"
-        rows.append([*row, run.hardware])
-    return table([*head, "ECE", "temperature", "time", "hardware"], rows)
+        rows.append(row)
+    return table([*head, "ECE", "temperature", "time"], rows)
 
 
 def unevaluated(runs: Sequence[Run]) -> Markup:
@@ -64,14 +64,17 @@ def unevaluated(runs: Sequence[Run]) -> Markup:
 
 
 def recipes(runs: Sequence[Run]) -> Markup:
-    about = [{option_name(name): value for name, value in asdict(run.recipe).items()} for run in runs]
     about = [
-        {**facts, **{name: run.environment.get(name) for name in ("precision", "git_commit")}}
-        for facts, run in zip(about, runs, strict=True)
+        {
+            **{option_name(name): value for name, value in asdict(run.recipe).items()},
+            **{name: run.environment.get(name) for name in ("precision", "git_commit")},
+            "hardware": run.hardware,
+        }
+        for run in runs
     ]
     names = differing(about)
     if not names:
-        return element("p", "Nothing: their recipes are the same.")
+        return element("p", "Nothing: recipe, precision, commit and hardware are the same.")
     rows = [
         [figures.label_of(number, run), *(str(facts[name]) for name in names)]
         for number, (run, facts) in enumerate(zip(runs, about, strict=True), 1)

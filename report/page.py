@@ -14,7 +14,7 @@ from engine.recipe import Recipe, option_name
 from engine.rundir import replace_file
 from report import figures, statistics
 from report.compare import comparison
-from report.html import Markup, drawing, element, fold, page, picture, section, table, tiles
+from report.html import Markup, drawing, element, fold, page, picture, safe, section, table, tiles
 from report.reading import Evaluation, Run, read_run
 
 SHOWN = 15  # rows of a long table before the rest is folded away
@@ -131,12 +131,12 @@ def model_and_recipe(run: Run) -> Markup:
     rows = list[tuple[object, ...]]()
     for name, value in asdict(recipe).items():
         if value == usual[name]:
-            rows.append((element("code", option_name(name)), str(value), ""))
+            rows.append((element("code", option_name(name)), str(value)))
         else:
             changed = element("code", element("b", option_name(name), class_="changed"))
-            rows.append((changed, element("b", value), f"preset: {usual[name]}"))
+            rows.append((changed, Markup(element("b", value) + safe(f" (preset: {usual[name]})"))))
     note = element("p", f"Every option; those that differ from the preset {recipe.preset} are marked.", class_="soft")
-    return section("Model and recipe", note, in_two(("option", "value", ""), rows))
+    return section("Model and recipe", note, in_two(("option", "value"), rows))
 
 
 def in_two(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Markup:

@@ -152,7 +152,7 @@ def test_what_differs_from_the_preset_is_marked(tmp_path):
     page = read(run / "report.html")
     marked = [text for text in page.texts["b"] if text.startswith("--")]
     assert marked == ["--batch-size", "--lr", "--epochs", "--smoothing", "--warmup-epochs"]
-    assert "preset: 5" in page.texts["td"]
+    assert "3 (preset: 5)" in page.texts["td"]
     assert "no finite gap is optimal" in "".join(page.texts["figcaption"])
 
 
