@@ -23,6 +23,7 @@ from options import (
     recipe_options,
     report_option,
     take_recipe_options,
+    tensorboard_option,
 )
 
 if TYPE_CHECKING:
@@ -56,14 +57,18 @@ def cli() -> None:
 )
 @report_option
 @deterministic_option
+@tensorboard_option
 @machine_options
-def train(run: Path | None, resume: bool, checkpoint_minutes: int, with_report: bool, **options: Any) -> None:
+def train(
+    run: Path | None, resume: bool, checkpoint_minutes: int, with_report: bool, tensorboard: bool, **options: Any
+) -> None:
     """Train on the pictures in --data and write the results into --run."""
     signals = StopSignals()
     given = take_recipe_options(options)
     recipe = Recipe.create(given)
 
-    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415 (torch takes seconds, and --help needs none)
+    from engine.checkpoint import is_finished  # noqa: PLC0415 (torch takes seconds, and --help needs none)
+    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
     from engine.train import train as run_training  # noqa: PLC0415
 
     found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
@@ -73,10 +78,11 @@ def train(run: Path | None, resume: bool, checkpoint_minutes: int, with_report: 
             recipe = recipe_to_go_on_with(found, given, resume)
         machine, cache = choose_machine(**options)
         click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
-        best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes)
+        page, finished = found.path / "report.html", is_finished(recipe, found)
+        best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
         click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
-        if with_report:
-            report_on([found], found.path / "report.html", machine, cache)
+        if with_report and not (finished and page.exists()):
+            report_on([found], page, machine, cache)
 
 
 def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
@@ -133,6 +139,7 @@ def evaluate(
     "--run", type=Place(path_type=Path), help="The folder that holds the runs.  [runs/ablation-<data name>-<n>]"
 )
 @report_option
+@tensorboard_option
 @recipe_options
 @deterministic_option
 @machine_options
@@ -141,6 +148,7 @@ def ablate(
     seeds: list[int] | None,
     run: Path | None,
     with_report: bool,
+    tensorboard: bool,
     **options: Any,
 ) -> int:
     """Train with every combination of the --vary values, and compare.
@@ -155,7 +163,7 @@ def ablate(
     trials = ablation.plan(given, varied, seeds)
     machine, cache = choose_machine(**options)
     folder = run or ablation.find_folder(RUNS, trials)
-    outcomes = ablation.ablate(trials, folder, machine, cache, signals)
+    outcomes = ablation.ablate(trials, folder, machine, cache, signals, tensorboard)
     for line in ablation.table(outcomes):
         click.echo(line)
     first = [done.run for done in outcomes if not done.error and done.trial.recipe.seed == trials[0].recipe.seed]

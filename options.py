@@ -4,12 +4,14 @@ import csv
 import os
 from collections.abc import Callable
 from dataclasses import Field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engine.recipe import Recipe, option_name
+from errors import UserError
 
 RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
 
@@ -125,6 +127,20 @@ deterministic_option = click.option(
     "--deterministic",
     is_flag=True,
     help="Compute on a GPU in ways that give the same bits each time, which are slower; a CPU always does.",
+)
+
+
+def need_tensorboard(ctx: click.Context, param: click.Parameter, wanted: bool) -> bool:
+    if wanted and find_spec("tensorboard") is None:
+        raise UserError('--tensorboard: the package is not there; pip install -e ".[tensorboard]" installs it')
+    return wanted
+
+
+tensorboard_option = click.option(
+    "--tensorboard",
+    is_flag=True,
+    callback=need_tensorboard,
+    help="Log the history, and each step's loss and rate, into the run's tensorboard/ too.",
 )
 
 report_option = click.option(

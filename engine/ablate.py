@@ -2,9 +2,9 @@
 
 import csv
 import gc
+import io
 import json
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,21 +19,15 @@ import torch
 
 from data.sources import list_samples, locate
 from data.store import Cache
-from engine.handlers import is_over
+from engine.interval import Difference, difference_over_seeds
 from engine.machine import Machine
 from engine.recipe import Recipe, option_name
 from engine.rundir import RunDir, next_run, replace_file
 from engine.signals import StopSignals
-from engine.train import train
+from engine.train import load_teacher, load_weights, train
 from errors import Diverged, Stopped, UserError
 
 log = logging.getLogger("plumage")
-
-# Student's t: the 97.5 % quantiles of 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,9 @@ def description(trials: list[Trial]) -> dict[str, Any]:
     }
 
 
-def ablate(trials: list[Trial], folder: Path, machine: Machine, cache: Cache, signals: StopSignals) -> list[Outcome]:
+def ablate(
+    trials: list[Trial], folder: Path, machine: Machine, cache: Cache, signals: StopSignals, tensorboard: bool = False
+) -> list[Outcome]:
     """Train each of ``trials`` into its own run below ``folder``, or go on with it; one that fails stops no other.
 
     Writes ablation.json and ablation.csv beside the runs. Raises Stopped, with everything saved.
@@ -143,13 +139,13 @@ def ablate(trials: list[Trial], folder: Path, machine: Machine, cache: Cache, si
     outcomes = []
     for number, (trial, run) in enumerate(zip(trials, runs, strict=True), 1):
         log.info(f"[{number}/{len(trials)}] {run.path}")
-        outcomes.append(train_one(trial, run, machine, cache, signals))
+        outcomes.append(train_one(trial, run, machine, cache, signals, tensorboard))
     write_results(outcomes, folder / "ablation.csv")
     return outcomes
 
 
 def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -> None:
-    """Raises UserError, before any training, where ``folder`` or the pictures will not do."""
+    """Raises UserError, before any training, where ``folder``, the pictures or a file of weights will not do."""
     if RunDir(folder).holds_run:
         raise UserError(f"--run {folder}: is a run itself; give the folder that is to hold the ablation's runs")
     for trial, run in zip(trials, runs, strict=True):
@@ -161,18 +157,23 @@ def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -
             raise UserError(
                 f"--run {run.path}: was trained with another recipe: {', '.join(differences)}; give another"
             )
-    if not all(run.holds_run for run in runs):
-        list_samples(locate(trials[0].recipe.data, cache))
+    new = [(trial.recipe, run) for trial, run in zip(trials, runs, strict=True) if not run.holds_run]
+    classes = list_samples(locate(trials[0].recipe.data, cache)).classes if new else []
+    for recipe, run in {(recipe.model, recipe.weights, recipe.teacher): (recipe, run) for recipe, run in new}.values():
+        load_teacher(recipe, classes)
+        load_weights(recipe, run)
 
 
-def train_one(trial: Trial, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals) -> Outcome:
+def train_one(
+    trial: Trial, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals, tensorboard: bool
+) -> Outcome:
     gc.collect()  # the run before is held in circles, and with it the device's memory
     if machine.compile:
         torch.compiler.reset()  # keeps a few networks, and refuses more
     try:
-        if not is_finished(trial.recipe, run):
-            with run.locked():
-                train(run.recipe if run.holds_run else trial.recipe, run, machine, cache, signals)
+        with run.locked():
+            recipe = run.recipe if run.holds_run else trial.recipe
+            train(recipe, run, machine, cache, signals, tensorboard=tensorboard)
         return Outcome(trial, run)
     except Stopped as stop:
         raise Stopped(stop.exit_code - 128, "; the same command goes on from here") from None
@@ -182,41 +183,21 @@ def train_one(trial: Trial, run: RunDir, machine: Machine, cache: Cache, signals
         return Outcome(trial, run, getattr(error, "exit_code", UserError.exit_code), reason)
 
 
-def is_finished(recipe: Recipe, run: RunDir) -> bool:
-    """Whether nothing is left to train in ``run``, known without a picture or a network.
-
-    The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
-    """
-    if not run.holds_run or run.recipe != recipe or not (rows := run.history):
-        return False
-    over = rows[-1]["epoch"] >= recipe.epochs or is_over(run, recipe.early_stopping)
-    saved = ((run.last, rows[-1]), (run.best, run.best_epoch))
-    return over and all(not file.exists() or iteration(file) == row["iteration"] for file, row in saved)
-
-
-def iteration(checkpoint: Path) -> int | None:
-    """After which it was saved; None where it cannot be read."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["trainer"]["iteration"])
-    except Exception:  # on a damaged file torch raises nearly anything
-        return None
-
-
 def write_results(outcomes: list[Outcome], file: Path) -> None:
     """ablation.csv: a line for each run, with its best epoch's numbers and the seconds of all its epochs."""
     numbers = ("epoch", "val_accuracy", "val_loss", "val_nll", "train_accuracy")
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(("run", *outcomes[0].trial.values, "seed", "best_epoch", *numbers[1:], "seconds", "error"))
-        for outcome in outcomes:
-            trial, run = outcome.trial, outcome.run
-            row = [""] * 6
-            if not outcome.error:
-                seconds = sum(epoch["seconds"] for epoch in run.history)
-                row = [*(run.best_epoch[name] for name in numbers), round(seconds, 3)]
-            varied = map(show, trial.values.values())
-            writer.writerow((trial.name, *varied, trial.recipe.seed, *row, outcome.error))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("run", *outcomes[0].trial.values, "seed", "best_epoch", *numbers[1:], "seconds", "error"))
+    for outcome in outcomes:
+        trial, run = outcome.trial, outcome.run
+        row = [""] * 6
+        if not outcome.error:
+            seconds = sum(epoch["seconds"] for epoch in run.history)
+            row = [*(run.best_epoch[name] for name in numbers), round(seconds, 3)]
+        varied = map(show, trial.values.values())
+        writer.writerow((trial.name, *varied, trial.recipe.seed, *row, outcome.error))
+    replace_file(file, text.getvalue())
 
 
 def table(outcomes: list[Outcome]) -> Iterator[str]:
@@ -232,18 +213,13 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
     yield "first line, seed by seed, with the 95 % confidence interval of its mean by Student's t."
     for combination, found in accuracies.items():
         failed = len(outcomes) // len(accuracies) - len(found)
-        differences = [found[seed] - first[seed] for seed in found if seed in first] if found is not first else []
+        gap = difference_over_seeds(found, first) if found is not first else None
         spread = f" ± {stdev(found.values()):.2f}" if len(found) > 1 else ""
         cells = f"{mean(found.values()):6.2f}{spread} %" if found else "     -"
         count = f"n = {len(found)}" + (f" ({failed} failed)" if failed else "")
-        yield f"{combination:{width}}  {cells:16}  {count}  {difference(differences)}".rstrip()
+        yield f"{combination:{width}}  {cells:16}  {count}  {in_words(gap) if gap else ''}".rstrip()
 
 
-def difference(points: list[float]) -> str:
-    """Mean and 95 % confidence interval of ``points``, the differences of pairs, by Student's t."""
-    n = len(points)
-    if n < 2:
-        return f"{points[0]:+.2f} points (n = 1: no interval)" if points else ""
-    # Beyond 30 degrees of freedom the quantile of 30 makes the interval at most 4.2 % too wide.
-    half = T_QUANTILES[min(n - 1, 30) - 1] * stdev(points) / math.sqrt(n)
-    return f"{mean(points):+.2f} points ({mean(points) - half:+.2f} to {mean(points) + half:+.2f}, n = {n})"
+def in_words(gap: Difference) -> str:
+    interval = f"{gap.low:+.2f} to {gap.high:+.2f}, n = {gap.n}" if gap.n > 1 else "n = 1: no interval"
+    return f"{gap.value:+.2f} points ({interval})"

@@ -16,6 +16,7 @@ from ignite.metrics import Metric
 from torch import nn
 
 from engine.recipe import Recipe
+from engine.rundir import RunDir, is_over
 from errors import UserError
 
 
@@ -150,3 +151,25 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def is_finished(recipe: Recipe, run: RunDir) -> bool:
+    """Whether nothing is left to train in ``run``, known without a picture or a network.
+
+    The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
+    """
+    if not run.holds_run or run.recipe != recipe or not (rows := run.history):
+        return False
+    over = is_over(rows, recipe)
+    saved = ((run.last, rows[-1]), (run.best, run.best_epoch))
+    known = all(saved_iteration(file) == row["iteration"] for file, row in saved if file.exists())
+    return over and known and (run.best.exists() or not run.last.exists())
+
+
+def saved_iteration(checkpoint: Path) -> int | None:
+    """After which iteration it was saved; None where it cannot be read."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["trainer"]["iteration"])
+    except Exception:  # on a damaged file torch raises nearly anything
+        return None

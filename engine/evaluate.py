@@ -23,6 +23,7 @@ from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.handlers import attach_progress
 from engine.machine import Machine
+from engine.metrics import calibration_bins, logit_gap
 from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
@@ -39,12 +40,12 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
 ) -> dict[str, Any]:
-    """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; also written to eval-<split>.json.
+    """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; with more also in eval-<split>.json.
 
     checkpoint: best, last or a file. data: another labelled folder, matched by class name, whose results go to
     eval-<folder>-<split>.json. split: train, val or all; by default val of the run's own pictures, else all.
     In the .npz of the same name: logits (n, K) float32, labels (n,), and indices (n,) into the sorted paths; for the
-    report, what `pictures_to_show` returns.
+    report, gaps (n,), the `calibration_bins`, and what `pictures_to_show` returns.
     """
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
@@ -70,8 +71,10 @@ def evaluate(
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
     stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}"
     about = {"checkpoint": checkpoint, "data": str(dataset.samples.root), "precision": machine.precision}
+    about |= {name: metrics[name] for name in ("ece", "logit_gap")}
     found = torch.cat(logits.data)
     shown = pictures_to_show(found, labels, partial(center_pictures, dataset, split, recipe.crop))
+    shown |= {"gaps": logit_gap(found).numpy(), "bins": calibration_bins(found, torch.from_numpy(labels)).numpy()}
     run.write_arrays(f"{stem}.npz", logits=found.numpy(), labels=labels, indices=dataset.indices(split), **shown)
     run.write_json(f"{stem}.json", {**result, **about})
     return result

@@ -8,6 +8,8 @@ from ignite.metrics import Accuracy, Loss, TopKCategoricalAccuracy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.metrics import CalibrationError, LogitGap
+
 
 def create_evaluator(
     model: nn.Module,
@@ -20,7 +22,8 @@ def create_evaluator(
     """An Engine over (iteration, uint8 pictures, labels). Its output: float32 logits (b, K) and labels, on the device.
 
     Its metrics, as fractions and nats: accuracy, top5 (of fewer than five classes, all of them), loss (the criterion's,
-    label smoothing included) and nll (plain cross-entropy). The first of equal logits is the prediction.
+    label smoothing included), nll (plain cross-entropy), ece (expected calibration error) and logit_gap (its mean). The
+    first of equal logits is the prediction.
     """
 
     @torch.inference_mode()
@@ -39,6 +42,8 @@ def create_evaluator(
         "top5": TopKCategoricalAccuracy(min(5, classes), device=device),
         "loss": Loss(criterion, device=device),
         "nll": Loss(functional.cross_entropy, device=device),
+        "ece": CalibrationError(device=device),
+        "logit_gap": LogitGap(device),
     }
     for name, metric in metrics.items():
         metric.attach(evaluator, name)

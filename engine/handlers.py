@@ -3,16 +3,20 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
+from functools import cache
 from time import perf_counter
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler, ProgressBar
+from ignite.handlers import EMAHandler, ProgressBar, TensorboardLogger
+from ignite.handlers.tensorboard_logger import OutputHandler
 from ignite.metrics import Metric
 from torch import Tensor, nn
 
-from engine.rundir import RunDir
+from engine.rundir import RunDir, stopped_early
 from engine.signals import StopSignals
 from errors import Diverged, Stopped
 
@@ -176,6 +180,34 @@ def attach_epoch_line(trainer: Engine, run: RunDir) -> None:
         )
 
 
+def attach_tensorboard(
+    trainer: Engine, optimizer: torch.optim.Optimizer, every: int, run: RunDir
+) -> AbstractContextManager[object]:
+    """The history's rows, and every ``every`` iterations the step's loss and rate, into the run's tensorboard/.
+
+    Both over the iteration, so that what is trained anew after a stop takes the place of what was logged of it.
+    Attach after the history, which it reads. What is returned closes the log.
+    """
+    session = ExitStack()
+
+    @cache
+    def logger() -> TensorboardLogger:  # opened at the first event, when it is known where this session begins
+        opened = TensorboardLogger(log_dir=str(run.path / "tensorboard"), purge_step=trainer.state.iteration)
+        session.enter_context(opened)
+        return opened
+
+    def rate_and_loss(output: dict[str, Tensor]) -> dict[str, Any]:
+        return {"loss": output["loss"], "lr": optimizer.param_groups[0]["lr"]}
+
+    steps, epochs = (
+        OutputHandler(tag, output_transform=numbers, global_step_transform=lambda *_: trainer.state.iteration)
+        for tag, numbers in (("step", rate_and_loss), ("epoch", lambda output: run.history[-1]))
+    )
+    trainer.on(Events.ITERATION_COMPLETED(every=every))(lambda: steps(trainer, logger(), Events.ITERATION_COMPLETED))
+    trainer.on(Events.EPOCH_COMPLETED)(lambda: epochs(trainer, logger(), Events.EPOCH_COMPLETED))
+    return session
+
+
 def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], minutes: float) -> None:
     """``save`` at each epoch's end, and inside it where the last time is ``minutes`` ago. Attach after the history.
 
@@ -202,12 +234,6 @@ def attach_early_stopping(trainer: Engine, patience: int, run: RunDir) -> None:
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def stop() -> None:
-        if is_over(run, patience):
+        if stopped_early(run.history, patience):
             log.info(f"stopping early: {patience} epochs were no better than the best")
             trainer.terminate()
-
-
-def is_over(run: RunDir, patience: int) -> bool:
-    """Whether early stopping has ended ``run``, as its history tells; never with a patience of 0."""
-    rows = run.history if patience else []
-    return bool(rows) and rows[-1]["epoch"] - run.best_epoch["epoch"] >= patience

@@ -125,10 +125,9 @@ class RunDir:
 
     @property
     def best_epoch(self) -> dict[str, Any]:
-        """The row with the highest validation accuracy; of equals, the earliest."""
         if not (rows := self.history):
             raise UserError(f"{self.path / 'history.jsonl'} has lost its epochs; start another --run")
-        return max(rows, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+        return best_of(rows)
 
     def keep_history(self, epochs: int) -> None:
         """Forget the rows after ``epochs``: those that no checkpoint knows of are written again."""
@@ -157,6 +156,22 @@ class RunDir:
         draft = self.path / f"{name}.tmp.npz"
         np.savez(draft, **arrays)  # type: ignore[arg-type]
         draft.replace(self.path / name)
+
+
+def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the highest validation accuracy; of equals, the earliest."""
+    return max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+
+
+def stopped_early(history: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last ``patience`` epochs were no better than the best; never with a patience of 0."""
+    return bool(history) and 0 < patience <= history[-1]["epoch"] - best_of(history)["epoch"]
+
+
+def is_over(history: list[dict[str, Any]], recipe: Recipe) -> bool:
+    """Whether every epoch is done, or early stopping has ended the run."""
+    done = bool(history) and history[-1]["epoch"] >= recipe.epochs
+    return done or stopped_early(history, recipe.early_stopping)
 
 
 def replace_file(file: Path, text: str) -> None:

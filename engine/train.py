@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import ceil
 from typing import Any
@@ -18,12 +19,19 @@ from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import handlers
-from engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from engine.checkpoint import (
+    CheckpointWriter,
+    TrainingState,
+    copy_checkpoint,
+    is_finished,
+    is_whole,
+    save_checkpoint,
+)
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import RunDir, weights_file
+from engine.rundir import RunDir, stopped_early, weights_file
 from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
@@ -35,12 +43,22 @@ log = logging.getLogger("plumage")
 
 
 def train(
-    recipe: Recipe, run: RunDir, machine: Machine, cache: Cache, signals: StopSignals, checkpoint_minutes: float = 10
+    recipe: Recipe,
+    run: RunDir,
+    machine: Machine,
+    cache: Cache,
+    signals: StopSignals,
+    checkpoint_minutes: float = 10,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history.
 
     checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
+    tensorboard: log what goes into the history, and each step, for TensorBoard too.
     """
+    if is_finished(recipe, run):
+        log.info(f"{run.path}: finished after epoch {run.history[-1]['epoch']}; nothing is left to do")
+        return run.best_epoch
     # All that can be known without decoding a picture comes first.
     samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
     classes = samples.classes if samples else run.classes
@@ -57,16 +75,15 @@ def train(
         batches = eval_batches(read, val_rows, val_labels, recipe.batch_size)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
-    attach_handlers(
-        state, evaluator, validate, len(train_rows), run, machine.look_every, signals, writer, checkpoint_minutes
-    )
+    logs = attach_handlers(
+        state, evaluator, validate, len(train_rows), run, machine.look_every, signals, writer, checkpoint_minutes,
+        tensorboard,
+    )  # fmt: skip
     if not run.holds_run:
         begin(run, recipe, dataset, machine)
-    with signals.deferred(), writer:
+    with signals.deferred(), writer, logs:
         resume(state, run, machine.device)
-        if trainer.state.epoch >= recipe.epochs or handlers.is_over(run, recipe.early_stopping):
-            log.info(f"{run.path}: finished after epoch {trainer.state.epoch}; nothing is left to do")
-        else:
+        if trainer.state.epoch < recipe.epochs and not stopped_early(run.history, recipe.early_stopping):
             batches = train_batches(
                 read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration
             )
@@ -123,10 +140,11 @@ def attach_handlers(
     signals: StopSignals,
     writer: CheckpointWriter,
     checkpoint_minutes: float,
-) -> None:
+    tensorboard: bool = False,
+) -> AbstractContextManager[object]:
     """All that happens beside the steps, in its order: what is recorded has been checked, what is saved is recorded.
 
-    pictures: how many an epoch trains on.
+    pictures: how many an epoch trains on. What is returned closes the logs.
     """
     recipe, trainer, optimizer, metrics = state.recipe, state.trainer, state.optimizer, state.metrics
     steps = epoch_length(pictures, recipe.batch_size)
@@ -149,9 +167,11 @@ def attach_handlers(
     handlers.attach_history(trainer, validate, optimizer, pictures, run)
     handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
     handlers.attach_epoch_line(trainer, run)
+    logs = handlers.attach_tensorboard(trainer, optimizer, look_every, run) if tensorboard else nullcontext()
     handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
     for engine in (trainer, evaluator):
         handlers.attach_stop(engine, signals, save)
+    return logs
 
 
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:

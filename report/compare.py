@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 
 import numpy as np
 
+from engine.interval import Difference, difference_over_seeds
 from engine.recipe import option_name
 from report import figures, statistics
 from report.html import Markup, drawing, element, page, section, table
 from report.reading import Run
-from report.statistics import Difference
 
 CAPTIONS = {
     "loss": "Validation loss, and faint training loss, as trained: with each run's own label smoothing.",
@@ -27,7 +28,7 @@ def comparison(runs: Sequence[Run]) -> str:
         title,
         element("header", element("h1", title), element("p", ", ".join(run.name for run in runs), class_="lead")),
         section("Results", results(runs), unevaluated(runs)),
-        section("What differs between the recipes", recipes(runs)),
+        section("What differs between them", recipes(runs)),
         section("Differences in accuracy", *differences(runs)),
         section("Figures", element("div", *drawn, class_="pair")) if drawn else Markup(),
         section("To reproduce them", *(commands(name, run) for name, run in zip(names, runs, strict=True))),
@@ -47,13 +48,13 @@ def results(runs: Sequence[Run]) -> Markup:
             row[6] = f"{best['train_accuracy']:.2%}"
         if found:
             theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
-            row[7] = f"{statistics.logit_gap(found.logits).mean():.2f}"
+            row[7] = f"{found.logit_gap:.2f}"
             row[8] = "none" if theory is None else f"{theory:.2f}"
-            row[9] = f"{statistics.calibration(found.logits, found.labels).error:.2%}"
+            row[9] = f"{found.ece:.2%}"
             row[10] = f"{statistics.best_temperature(found.logits, found.labels):.3f}"
         row[11] = f"{sum(each['seconds'] for each in run.history):,.0f} s"
-        rows.append([*row, run.hardware])
-    return table([*head, "ECE", "temperature", "time", "hardware"], rows)
+        rows.append(row)
+    return table([*head, "ECE", "temperature", "time"], rows)
 
 
 def unevaluated(runs: Sequence[Run]) -> Markup:
@@ -63,14 +64,17 @@ def unevaluated(runs: Sequence[Run]) -> Markup:
 
 
 def recipes(runs: Sequence[Run]) -> Markup:
-    about = [{option_name(name): value for name, value in asdict(run.recipe).items()} for run in runs]
     about = [
-        {**facts, **{name: run.environment.get(name) for name in ("precision", "git_commit")}}
-        for facts, run in zip(about, runs, strict=True)
+        {
+            **{option_name(name): value for name, value in asdict(run.recipe).items()},
+            **{name: run.environment.get(name) for name in ("precision", "git_commit")},
+            "hardware": run.hardware,
+        }
+        for run in runs
     ]
     names = differing(about)
     if not names:
-        return element("p", "Nothing: their recipes are the same.")
+        return element("p", "Nothing: recipe, precision, commit and hardware are the same.")
     rows = [
         [figures.label_of(number, run), *(str(facts[name]) for name in names)]
         for number, (run, facts) in enumerate(zip(runs, about, strict=True), 1)
@@ -93,8 +97,8 @@ def differences(runs: Sequence[Run]) -> list[Markup]:
             assert base.evaluation
             right, others = run.evaluation.right, base.evaluation.right
             pair = (figures.label_of(number, run), figures.label_of(first, base))
-            tested = (f"{len(right):,}", f"{statistics.mcnemar(right, others):.3g}")
-            rows.append((*pair, *interval(statistics.paired_difference(right, others)), *tested))
+            found = statistics.paired_difference(right, others)
+            rows.append((*pair, *interval(found), f"{found.n:,}", f"{statistics.mcnemar(right, others):.3g}"))
     if rows:
         note = (
             "Over the same validation pictures, in pairs: the interval by bootstrap, p by McNemar's exact "
@@ -125,7 +129,7 @@ def over_seeds(runs: Sequence[Run]) -> list[Markup]:
     for facts, values in groups.values():
         shares = 100 * np.array(list(values.values()))
         spread = f" ± {shares.std(ddof=1):.2f}" if len(shares) > 1 else ""
-        gap = None if values is base else statistics.difference_over_seeds(values, base)
+        gap = None if values is base else difference_over_seeds(values, base)
         shown = interval(gap) if gap else ("–", "–")
         rows.append(
             [
@@ -148,9 +152,8 @@ def interval(difference: Difference) -> tuple[str, str]:
     value, low, high = (
         f"{100 * part:+.2f}".replace("-", "−") for part in (difference.value, difference.low, difference.high)
     )
-    return value, f"{low} to {high}"
+    return value, f"{low} to {high}" if difference.high < inf else "none"
 
 
 def commands(name: str, run: Run) -> Markup:
-    command = str(run.environment.get("command", "unknown: environment.json does not say"))
-    return element("div", element("h3", name), element("pre", command))
+    return element("div", element("h3", name), element("pre", run.command))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from engine.schedule import learning_rate
 from report import statistics
@@ -79,6 +79,9 @@ def _curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) ->
             axes.plot(at, val[epochs.index(at)], "o", color=colour, fillstyle="none", markersize=9, label=best)
     if scale == 1 and max(values) > 20 * min(filter(None, values), default=1):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure
@@ -112,7 +115,7 @@ def learning_rates(runs: Sequence[Run]) -> Figure:
 def logit_gaps(runs: Sequence[Run]) -> Figure:
     """Histograms of the empirical gap, and what label smoothing has as its optimum."""
     figure, axes = _axes("largest logit − mean of the others", "validation pictures, %")
-    gaps = {run.path: statistics.logit_gap(run.evaluation.logits) for run in runs if run.evaluation}
+    gaps = {run.path: run.evaluation.gaps for run in runs if run.evaluation}
     edges = np.histogram_bin_edges(np.concatenate(list(gaps.values())), bins=50)
     drawn = set()
     for run, colour, dashes, name in _styled(runs):
@@ -136,17 +139,15 @@ def logit_gaps(runs: Sequence[Run]) -> Figure:
 def reliability(run: Run) -> Figure:
     """Accuracy over confidence in bins: below the diagonal the network is surer than it should be."""
     assert run.evaluation
-    found = statistics.calibration(run.evaluation.logits, run.evaluation.labels)
+    counts, confidence, right = run.evaluation.bins
+    used, width = counts > 0, 100 / len(counts)
+    centers = width * (np.flatnonzero(used) + 0.5)
+    sure, accuracy = (100 * sums[used] / counts[used] for sums in (confidence, right))
     figure, axes = _axes("confidence of the prediction, %", "accuracy, %")
-    bins, used = len(found.counts), found.counts > 0
-    centers = 100 * (np.arange(bins) + 0.5) / bins
-    share = found.counts / found.counts.max()
     axes.plot([0, 100], [0, 100], color=INK, alpha=0.5, linewidth=1, linestyle="--", label="calibrated")
-    for x, y, weight in zip(centers[used], 100 * found.accuracy[used], share[used], strict=True):
-        axes.bar(x, y, width=92 / bins, color=BLUE, alpha=0.25 + 0.6 * weight)
-    axes.plot(
-        100 * found.confidence[used], 100 * found.accuracy[used], "o", color=ORANGE, markersize=4, label="measured"
-    )
+    for x, y, share in zip(centers, accuracy, counts[used] / counts.max(), strict=True):
+        axes.bar(x, y, width=0.92 * width, color=BLUE, alpha=0.25 + 0.6 * share)
+    axes.plot(sure, accuracy, "o", color=ORANGE, markersize=4, label="measured", clip_on=False, zorder=3)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     _legend(axes, loc="upper left")
     return figure

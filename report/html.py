@@ -96,7 +96,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #dde1e4; --soft: #98a0a8; --line: #33393f; --paper: #16191c;
   --tint: #1f2428; --mark: #56b4e9; --warn: #e69f00 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto,
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif }
 main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { margin: 0; font-size: 1.9rem; font-weight: 650; line-height: 1.2; overflow-wrap: anywhere }
@@ -114,9 +114,9 @@ dt { font-size: .8rem } dd { margin: 0; font-size: 1.3rem; font-weight: 600; fon
 .wide { overflow-x: auto; margin: .6rem 0 }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .28rem 1.1rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  max-width: 34rem; overflow-wrap: anywhere }
+  max-width: 34rem; overflow-wrap: break-word }
 th { color: var(--soft); font-weight: 500; white-space: nowrap }
-.number { white-space: nowrap; text-align: right }
+td code, .number { white-space: nowrap } .number { text-align: right }
 b { font-weight: 650 } b.changed { color: var(--mark) }
 figure { margin: .4rem 0; min-width: 0 } figure img { width: 100%; max-width: 540px; height: auto; display: block }
 figcaption { font-size: .85rem; max-width: 38rem }
@@ -128,6 +128,7 @@ figcaption { font-size: .85rem; max-width: 38rem }
 pre { background: var(--tint); border-radius: 8px; padding: .8rem 1rem; font-size: .85rem; white-space: pre-wrap;
   overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--mark) }
-@media print { body { font-size: 11px } main { max-width: none; padding: 0 } section { margin-top: 1.2rem }
-  figure, tr, .tiles > div, pre { break-inside: avoid } h2, h3 { break-after: avoid } .wide { overflow: visible } }
+@media print { :root { font-size: 11px } main { max-width: none; padding: 0 } section { margin-top: 1.2rem }
+  figure, tr, .tiles > div, pre { break-inside: avoid } h2, h3 { break-after: avoid } .wide { overflow: visible }
+  td { overflow-wrap: anywhere } }
 """

@@ -14,7 +14,7 @@ from engine.recipe import Recipe, option_name
 from engine.rundir import replace_file
 from report import figures, statistics
 from report.compare import comparison
-from report.html import Markup, drawing, element, fold, page, picture, section, table, tiles
+from report.html import Markup, drawing, element, fold, page, picture, safe, section, table, tiles
 from report.reading import Evaluation, Run, read_run
 
 SHOWN = 15  # rows of a long table before the rest is folded away
@@ -90,17 +90,19 @@ def environment(run: Run) -> Markup:
     versions = facts.pop("packages", None)
     facts |= versions if isinstance(versions, dict) else {}
     rows = [(name.replace("_", " "), "none" if value is None else str(value)) for name, value in facts.items()]
-    return section("Environment", table(("property", "value"), rows))
+    return section("Environment", in_two(("property", "value"), rows))
 
 
 def data(run: Run, drawn: dict[str, Figure]) -> Markup:
     train, val = run.counts("train"), run.counts("val")
     both = train + val
+    least, most = both.min(), both.max()
+    spread = f"{least:,} to {most:,}, in the median {np.median(both):,.0f}" if least < most else f"{most:,}"
     parts: list[Markup] = [
         element(
             "p",
-            f"{len(run.classes):,} classes, {train.sum():,} training and {val.sum():,} validation pictures; of a class "
-            f"{both.min():,} to {both.max():,}, in the median {np.median(both):,.0f}. From {run.recipe.data}.",
+            f"{len(run.classes):,} classes, {train.sum():,} training and {val.sum():,} validation pictures; of each "
+            f"class {spread}. From {run.recipe.data}.",
         )
     ]
     if absent := [name for name, count in zip(run.classes, val, strict=True) if not count]:
@@ -129,14 +131,18 @@ def model_and_recipe(run: Run) -> Markup:
     rows = list[tuple[object, ...]]()
     for name, value in asdict(recipe).items():
         if value == usual[name]:
-            rows.append((option_name(name), str(value), ""))
+            rows.append((element("code", option_name(name)), str(value)))
         else:
-            changed = element("b", option_name(name), class_="changed"), element("b", value)
-            rows.append((*changed, f"preset: {usual[name]}"))
+            changed = element("code", element("b", option_name(name), class_="changed"))
+            rows.append((changed, Markup(element("b", value) + safe(f" (preset: {usual[name]})"))))
     note = element("p", f"Every option; those that differ from the preset {recipe.preset} are marked.", class_="soft")
+    return section("Model and recipe", note, in_two(("option", "value"), rows))
+
+
+def in_two(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Markup:
+    """A long table as two, side by side where there is room."""
     half = (len(rows) + 1) // 2
-    columns = [table(("option", "value", ""), part) for part in (rows[:half], rows[half:])]
-    return section("Model and recipe", note, element("div", *columns, class_="pair"))
+    return element("div", table(head, rows[:half]), table(head, rows[half:]), class_="pair")
 
 
 def curves(run: Run, drawn: dict[str, Figure]) -> Markup:
@@ -157,8 +163,8 @@ def curves(run: Run, drawn: dict[str, Figure]) -> Markup:
 
 def gap(run: Run, found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     smoothing, classes = run.recipe.smoothing, len(run.classes)
-    mean, theory = statistics.logit_gap(found.logits).mean(), statistics.theoretical_gap(classes, smoothing)
-    says = f"The mean is {mean:.2f}. "
+    theory = statistics.theoretical_gap(classes, smoothing)
+    says = f"The mean is {found.logit_gap:.2f}. "
     if theory is None:
         says += "Without label smoothing no finite gap is optimal: the loss falls as the gap grows."
     else:
@@ -170,19 +176,19 @@ def gap(run: Run, found: Evaluation, drawn: dict[str, Figure]) -> Markup:
 def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     logits, labels = found.logits, found.labels
     temperature = statistics.best_temperature(logits, labels)
-    scaled = logits / temperature
-    errors = [statistics.calibration(each, labels).error for each in (logits, scaled)]
+    before, after = (statistics.nll(each, labels) for each in (logits, logits / temperature))
     shown = [
-        ("expected calibration error", f"{errors[0]:.2%}"),
+        ("expected calibration error", f"{found.ece:.2%}"),
         ("calibrating temperature", f"{temperature:.3f}"),
-        ("error at that temperature", f"{errors[1]:.2%}"),
-        ("NLL, before and after", f"{statistics.nll(logits, labels):.4f} → {statistics.nll(scaled, labels):.4f}"),
+        ("NLL, before and after", f"{before:.4f} → {after:.4f}"),
     ]
     says = (
-        f"In 15 bins, the stronger the more pictures. The network is too {'unsure' if temperature < 1 else 'sure'} of "
-        f"itself: divided by {temperature:.3f}, its logits have the smallest NLL on these pictures."
+        f"In {found.bins.shape[1]} bins, the stronger the more pictures. The network is too "
+        f"{'unsure' if temperature < 1 else 'sure'} of itself: divided by {temperature:.3f}, its logits have the "
+        "smallest NLL on these pictures."
     )
-    return section("Calibration", drawing(drawn["calibration"], "Reliability diagram", says), tiles(shown))
+    figure = drawing(drawn["calibration"], "Reliability diagram", says)
+    return section("Calibration", element("div", figure, tiles(shown), class_="pair"))
 
 
 def per_class(run: Run, found: Evaluation) -> Markup:
@@ -229,8 +235,7 @@ def mistakes(run: Run, found: Evaluation) -> Markup:
 
 
 def reproduce(run: Run) -> Markup:
-    command = str(run.environment.get("command", "unknown: environment.json does not say"))
     commit = run.environment.get("git_commit")
-    lines = ([f"git checkout {commit}"] if commit else []) + [command]
+    lines = ([f"git checkout {commit}"] if commit else []) + [run.command]
     recipe = fold("recipe.json", element("pre", json.dumps(asdict(run.recipe), indent=2)))
     return section("To reproduce it", element("pre", "\n".join(lines)), recipe)

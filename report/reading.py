@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.recipe import Recipe
-from engine.rundir import RunDir
+from engine.rundir import RunDir, best_of, is_over
 from errors import UserError
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
@@ -21,15 +21,21 @@ PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}
 class Evaluation:
     """What `eval` computed on the validation pictures.
 
-    logits: (n, K) float64. labels: (n,) int64. indices: (n,) int64, rows of split.csv.
+    ece, logit_gap: over all pictures. logits: (n, K) float64. labels: (n,) int64.
+    indices: (n,) int64, rows of split.csv. gaps: (n,), each picture's.
+    bins: (3, bins), predictions by confidence: how many, its sum, and how many are right.
     pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) the rows of logits that they show.
     """
 
     accuracy: float
+    ece: float
+    logit_gap: float
     checkpoint: str
     logits: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    gaps: np.ndarray
+    bins: np.ndarray
     pictures: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @cached_property
@@ -61,8 +67,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the history with the highest validation accuracy; of equals, the earliest."""
-        return max(self.history, key=lambda row: (row["val_accuracy"], -row["epoch"]), default=None)
+        """The best epoch's row of the history."""
+        return best_of(self.history) if self.history else None
 
     @property
     def epochs(self) -> int:
@@ -71,9 +77,11 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every epoch is done, or early stopping has ended it."""
-        patience = self.recipe.early_stopping
-        stopped = self.best and 0 < patience <= self.epochs - self.best["epoch"]
-        return bool(stopped) or self.epochs >= self.recipe.epochs
+        return is_over(self.history, self.recipe)
+
+    @property
+    def command(self) -> str:
+        return str(self.environment.get("command", "unknown: environment.json does not say"))
 
     @property
     def hardware(self) -> str:
@@ -140,17 +148,20 @@ def read_evaluation(path: Path, classes: int, pictures: int) -> Evaluation | Non
     try:
         with np.load(arrays) as content:
             held = dict(content)
-        logits, labels, indices = held["logits"].astype(np.float64), held["labels"], held["indices"]
+        logits, labels, indices, gaps, bins = (held[name] for name in ("logits", "labels", "indices", "gaps", "bins"))
         n, shown = len(labels), {name: (held[name], held[rows]) for name, rows in PICTURES.items() if name in held}
-        sound = n > 0 and logits.shape == (n, classes) and classes > 1 and indices.shape == (n,)
-        sound = sound and bool(np.isfinite(logits).all())
+        sound = n > 0 and logits.shape == (n, classes) and classes > 1 and indices.shape == gaps.shape == (n,)
+        sound = sound and bins.ndim == 2 and len(bins) == 3 and bins[0].sum() == n
+        sound = sound and all(bool(np.isfinite(numbers).all()) for numbers in (logits, gaps, bins))
         for rows, end in ((labels, classes), (indices, pictures), *((rows, n) for _, rows in shown.values())):
             sound = sound and rows.dtype.kind == "i" and bool(((rows >= 0) & (rows < end)).all())
         for images, rows in shown.values():
             sound = sound and images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(rows)
         if not sound:
             raise ValueError("its arrays do not fit this run")
-        return Evaluation(float(about["accuracy"]), str(about["checkpoint"]), logits, labels, indices, shown)
+        accuracy, ece, gap = (float(about[name]) for name in ("accuracy", "ece", "logit_gap"))
+        logits, checkpoint = logits.astype(np.float64), str(about["checkpoint"])
+        return Evaluation(accuracy, ece, gap, checkpoint, logits, labels, indices, gaps, bins, shown)
     except Exception as error:  # a damaged archive raises nearly anything
         again = f"python main.py eval --run {path} writes it anew"
-        raise UserError(f"{arrays} is damaged ({' '.join(str(error).split())}): {again}") from error
+        raise UserError(f"{arrays} is damaged or old ({' '.join(str(error).split())}): {again}") from error

@@ -1,15 +1,10 @@
 """What a report says beyond accuracy. Everything is a function of logits (n, K) float64 and labels (n,) int64."""
 
-from dataclasses import dataclass
-from math import log, sqrt
+from math import log
 
 import numpy as np
 
-# 97.5 % points of Student's t for 1 to 30 degrees of freedom; beyond, the normal distribution's
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+from engine.interval import Difference
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -17,41 +12,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def logit_gap(logits: np.ndarray) -> np.ndarray:
-    """(n,): the largest logit minus the mean of the others (He et al. 2019, figure 4)."""
-    largest = logits.max(axis=1)
-    return largest - (logits.sum(axis=1) - largest) / (logits.shape[1] - 1)
-
-
 def theoretical_gap(classes: int, smoothing: float) -> float | None:
     """log((K − 1)(1 − ε) / ε), where label smoothing has its optimum (section 5.2); None at ε = 0: there is none."""
     return log((classes - 1) * (1 - smoothing) / smoothing) if smoothing else None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of ``bins`` of equal width over the confidence: (bins,) counts, mean confidence, accuracy (0 where empty).
-
-    error: the expected calibration error (Guo et al. 2017), as a fraction.
-    """
-
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    error: float
-
-
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
-    confidence = np.exp(log_softmax(logits).max(axis=1))
-    # Bins are open below and closed above, as in Guo et al.
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    per_bin = [
-        np.bincount(place, weights, minlength=bins) / np.maximum(counts, 1)
-        for weights in (confidence, logits.argmax(axis=1) == labels)
-    ]
-    error = float(np.sum(counts * np.abs(per_bin[1] - per_bin[0])) / len(labels))
-    return Calibration(counts, per_bin[0], per_bin[1], error)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -93,15 +56,6 @@ def similar_order(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array(chain)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of accuracies, with its 95 % confidence interval, as fractions."""
-
-    value: float
-    low: float
-    high: float
-
-
 def paired_difference(right: np.ndarray, base: np.ndarray, draws: int = 20_000) -> Difference:
     """Accuracy of ``right`` minus that of ``base``, (n,) bool over the same pictures; percentile bootstrap of those.
 
@@ -111,7 +65,7 @@ def paired_difference(right: np.ndarray, base: np.ndarray, draws: int = 20_000) 
     shares = [gained / n, lost / n, (n - gained - lost) / n]
     drawn = np.random.default_rng(0).multinomial(n, shares, draws)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, (0.025, 0.975))
-    return Difference((gained - lost) / n, float(low), float(high))
+    return Difference((gained - lost) / n, float(low), float(high), n)
 
 
 def mcnemar(right: np.ndarray, base: np.ndarray) -> float:
@@ -123,13 +77,3 @@ def mcnemar(right: np.ndarray, base: np.ndarray) -> float:
         ways = ways * (total - k) // (k + 1)
         tail += ways
     return min(1.0, 2 * tail / 2**total)
-
-
-def difference_over_seeds(values: dict[int, float], base: dict[int, float]) -> Difference | None:
-    """Mean difference over the seeds that both have, with Student's t interval; None where those are fewer than two."""
-    gaps = [values[seed] - base[seed] for seed in values if seed in base]
-    if len(gaps) < 2:
-        return None
-    mean, df = float(np.mean(gaps)), len(gaps) - 1
-    half = (T_975[df - 1] if df <= len(T_975) else 1.96) * float(np.std(gaps, ddof=1)) / sqrt(len(gaps))
-    return Difference(mean, mean - half, mean + half)

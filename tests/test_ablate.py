@@ -20,7 +20,8 @@ import data.store
 import engine.ablate
 import engine.evaluate
 import engine.train
-from engine.ablate import T_QUANTILES, Outcome, Trial, difference, is_finished, plan, table
+from engine.ablate import Outcome, Trial, plan, table
+from engine.checkpoint import is_finished
 from engine.recipe import Recipe
 from engine.rundir import RunDir
 from errors import Diverged, UserError
@@ -133,6 +134,8 @@ def test_names_are_safe_and_distinct():
         (["--vary", "smoothing=0,0.1", "--seeds", "0,1", "--seed", "2"], "--seed "),
         (["--vary", "smoothing=0,0.1", "--data", "nowhere"], "nowhere"),
         (["--vary", "smoothing=0,0.1", "--precision", "fp16"], "--precision"),
+        (["--vary", "teacher=none,nowhere.pt"], "nowhere.pt"),
+        (["--vary", "mixup=0,0.1", "--teacher", "nowhere.pt"], "nowhere.pt"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing_behind(command, plumage, tmp_path, options, says):
@@ -206,7 +209,6 @@ def test_a_finished_ablation_repeated_prints_its_table_and_does_nothing_else(
     runs = [path for path in folder.iterdir() if path.is_dir()]
     before = [contents(path) for path in runs]
     photos.rename(tmp_path / "gone")
-    monkeypatch.setattr(engine.ablate, "train", None)
     assert plumage(*command, "--vary", "smoothing=0,0.1")[:2] == (0, "\n".join(table_of(out)) + "\n")
     assert [contents(path) for path in runs] == before
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
@@ -366,6 +368,15 @@ def test_more_seeds_into_the_same_folder_keep_those_that_are_there(command, plum
     assert all("n = 2" in line for line in table_of(out)[2:])
 
 
+def test_killed_before_the_first_best_checkpoint_was_there_it_is_not_finished(command, plumage, tmp_path):
+    assert plumage("train", *command[1:], "--run", tmp_path / "a")[0] == 0
+    run = RunDir(tmp_path / "a")
+    run.best.unlink()
+    assert not is_finished(run.recipe, run)
+    run.last.unlink()  # as are who makes room on the disk
+    assert is_finished(run.recipe, run)
+
+
 @pytest.mark.parametrize("lost", ["last", "best"])
 def test_killed_between_the_last_row_and_its_checkpoint_it_is_not_finished(command, plumage, tmp_path, lost):
     assert plumage(*command, "--vary", "smoothing=0", "--run", tmp_path / "a")[0] == 0
@@ -382,7 +393,7 @@ def test_early_stopping_finishes_a_run_too(command, plumage, tmp_path, monkeypat
     command = [option if option != "0.05" else "1e-12" for option in command]
     assert plumage(*command, *options)[0] == 0
     assert len(RunDir(tmp_path / "a" / "smoothing=0,seed=0").history) == 2
-    monkeypatch.setattr(engine.ablate, "train", None)
+    monkeypatch.setattr(engine.train, "build", None)
     assert plumage(*command, *options)[0] == 0
 
 
@@ -396,26 +407,8 @@ def test_the_first_seeds_runs_are_reported_side_by_side(command, plumage, tmp_pa
     assert reports == [([tmp_path / "a" / name for name in TWO_NAMES[:2]], tmp_path / "a" / "report.html")]
 
 
-def test_the_quantiles():
-    assert list(T_QUANTILES) == pytest.approx(stats.t.ppf(0.975, range(1, 31)), abs=5e-4)
-
-
 def numbers(text):
     return [float(number) for number in re.findall(r"[-+]\d+\.\d+", text)]
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 31, 40])
-def test_the_interval_is_scipys_paired_one(n):
-    rng = torch.Generator().manual_seed(n)
-    one, other = (100 * torch.rand(n, generator=rng, dtype=torch.float64) for _ in "ab")
-    interval = stats.ttest_rel(other, one).confidence_interval(0.95)
-    expected = [float((other - one).mean()), interval.low, interval.high]
-    shown = difference((other - one).tolist())
-    if n <= 31:
-        assert numbers(shown) == pytest.approx(expected, abs=0.01 + 2e-4 * (interval.high - interval.low))
-    else:  # wider, but not much
-        assert expected[1] - 2 < numbers(shown)[1] < expected[1]
-    assert shown.endswith(f"n = {n})")
 
 
 def outcomes_of(accuracies, tmp_path):

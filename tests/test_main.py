@@ -354,6 +354,11 @@ def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, pluma
     assert code == 0
     assert "finished after epoch 2; nothing is left to do" in err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert trained / "report.html" in before  # which it had lacked
+    photos.rename(tmp_path / "elsewhere")
+    assert plumage("train", "--data", photos, "--resume")[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
 
 
 def test_the_next_run_gets_the_next_number(trained, plumage, photos, tmp_path):

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY
 
 import report.page
+from engine.metrics import calibration_bins, logit_gap
 from engine.recipe import Recipe
 from errors import UserError
 from report.page import write_report
@@ -28,7 +30,7 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=0, noise=1.5, **options):
+def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=0, noise=1.5, side=32, **options):
     """What a training writes, of ``each`` training pictures and half as many validation pictures per class."""
     path.mkdir(parents=True)
     rng, val = np.random.default_rng(seed), each // 2
@@ -67,16 +69,17 @@ def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=
             np.float32
         )
         wrong = np.flatnonzero(logits.argmax(1) != labels)[:24]
-        pictures = rng.integers(0, 255, (12 + len(wrong), 32, 32, 3)).astype(np.uint8)
-        shown = {
-            "samples": pictures[:12],
-            "sample_rows": np.arange(12),
-            "thumbnails": pictures[12:],
-            "thumbnail_rows": wrong,
-        }
-        np.savez(path / "eval-val.npz", logits=logits, labels=labels, indices=np.array(indices), **shown)
-        accuracy = float(np.mean(logits.argmax(1) == labels))
-        (path / "eval-val.json").write_text(json.dumps({"accuracy": accuracy, "checkpoint": "best"}))
+        samples, thumbnails = (
+            rng.integers(0, 255, (count, length, length, 3)).astype(np.uint8)
+            for count, length in ((12, side), (len(wrong), min(side, 112)))
+        )
+        shown = {"samples": samples, "sample_rows": np.arange(12)}
+        shown |= {"thumbnails": thumbnails, "thumbnail_rows": wrong}
+        gaps, bins = logit_gap(torch.tensor(logits)), calibration_bins(torch.tensor(logits), torch.tensor(labels))
+        arrays = {"logits": logits, "labels": labels, "indices": np.array(indices), "gaps": gaps, "bins": bins}
+        np.savez(path / "eval-val.npz", **arrays, **shown)
+        about = {"accuracy": float(np.mean(logits.argmax(1) == labels)), "checkpoint": "best"}
+        (path / "eval-val.json").write_text(json.dumps({**about, "ece": 0.0625, "logit_gap": float(gaps.mean())}))
     return path
 
 
@@ -149,7 +152,7 @@ def test_what_differs_from_the_preset_is_marked(tmp_path):
     page = read(run / "report.html")
     marked = [text for text in page.texts["b"] if text.startswith("--")]
     assert marked == ["--batch-size", "--lr", "--epochs", "--smoothing", "--warmup-epochs"]
-    assert "preset: 5" in page.texts["td"]
+    assert "3 (preset: 5)" in page.texts["td"]
     assert "no finite gap is optimal" in "".join(page.texts["figcaption"])
 
 
@@ -180,7 +183,7 @@ def test_one_epoch_two_classes_and_one_that_is_never_validated(tmp_path):
 def test_an_evaluation_without_pictures_says_how_to_make_them(tmp_path):
     run = make_run(tmp_path / "run", noise=4)
     with np.load(run / "eval-val.npz") as content:
-        arrays = {name: content[name] for name in ("logits", "labels", "indices")}
+        arrays = {name: content[name] for name in ("logits", "labels", "indices", "gaps", "bins")}
     np.savez(run / "eval-val.npz", **arrays)
     write_report([run], run / "report.html")
     page = read(run / "report.html")
@@ -264,14 +267,20 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
-    "change", [{"labels": np.arange(3)}, {"indices": np.full(12, 99)}, {"logits": np.zeros((12, 3))}]
+    "change",
+    [
+        {"labels": np.arange(3)},
+        {"indices": np.full(12, 99)},
+        {"logits": np.zeros((12, 3))},
+        {"bins": np.zeros((3, 15))},
+    ],
 )
 def test_an_evaluation_of_something_else_is_named(tmp_path, change):
     run = make_run(tmp_path / "run")
     with np.load(run / "eval-val.npz") as content:
         np.savez(run / "other.npz", **{**content, **change})
     (run / "other.npz").replace(run / "eval-val.npz")
-    with pytest.raises(UserError, match=r"eval-val\.npz is damaged.*python main.py eval"):
+    with pytest.raises(UserError, match=r"eval-val\.npz is damaged or old.*python main.py eval"):
         write_report([run], run / "report.html")
 
 
@@ -304,6 +313,11 @@ def test_a_training_ends_with_its_report(plumage, photos, tmp_path, monkeypatch)
         assert set(content["labels"][content["sample_rows"]]) == {0, 1, 2}
         wrong = content["logits"].argmax(1) != content["labels"]
         assert sorted(content["thumbnail_rows"]) == np.flatnonzero(wrong).tolist()
+        about = json.loads((tmp_path / "with" / "eval-val.json").read_text())
+        assert about["logit_gap"] == pytest.approx(content["gaps"].mean())
+        counts, confidence, right = content["bins"]
+        assert about["ece"] == pytest.approx(np.abs(right - confidence).sum() / 6)
+        assert (counts.sum(), right.sum()) == (6, 6 - wrong.sum())
 
     def fail(*_):
         raise ImportError("no module named\nmatplotlib")
