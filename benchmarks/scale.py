@@ -1,0 +1,155 @@
+"""How seconds and memory grow with the number of pictures, from 10^3 to 10^6, in all that is done without their pixels.
+
+    python benchmarks/scale.py -o benchmarks/results/scale-cpu.md
+
+The pictures are hard links to a tiny file in each of 100 class folders, made below --folder; their store is one of
+pictures of a single pixel, and holds zeros. Each stage runs --repeat times, in a process of its own, by the code of
+`train`: listing; finding the store, whose key is of each file's name, size and time, and splitting; writing the split;
+what --resume does instead, reading the split and finding the store; and an epoch, its order and all of its batches.
+Printed are the median seconds; the largest peak memory of the process, with all that leads up to the stage, above what
+its imports take; and the exponent of n in a power law through the three largest n: 1 is a straight line.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+NAMES = [f"class {number:02}" for number in range(100)]
+SIDE, BATCH_SIZE = 1, 64
+STAGES = ("list", "find the store and split", "write the split", "resume", "an epoch")
+
+
+def make_pictures(root: Path, pictures: int) -> None:
+    for name in NAMES:
+        (root / name).mkdir(parents=True)
+        (first := root / name / "picture 0000000.jpg").write_bytes(b"tiny")
+        for index in range(1, pictures // len(NAMES)):
+            os.link(first, root / name / f"picture {index:07}.jpg")
+
+
+def make_store(folder: Path) -> None:
+    """As if the pictures had been decoded."""
+    from data.sources import list_samples  # noqa: PLC0415 (the process that starts the others stays small)
+    from data.store import _key, write_skipped  # noqa: PLC0415
+
+    root = folder / "pictures"
+    paths = list_samples(root).paths
+    home = folder / "stores" / f"{root.name}-{SIDE}px-{_key(root, paths, SIDE)}"
+    home.mkdir(parents=True)
+    with (home / "pixels").open("wb") as file:
+        file.truncate(len(paths) * SIDE * SIDE * 3)
+    digests = np.random.default_rng(0).integers(0, 256, (len(paths), 16), np.uint8)
+    np.savez(home / "index.npz", readable=np.arange(len(paths)), digests=digests)
+    for file in (home / "skipped.csv", folder / "skipped.csv"):
+        write_skipped(file, [])
+
+
+def go(until: str, folder: Path) -> None:
+    """All that leads to stage ``until``, and it; then print its seconds and this process's peak memory as JSON."""
+    from data.dataset import prepare, recall  # noqa: PLC0415
+    from data.loader import epoch_length, train_batches  # noqa: PLC0415
+    from data.sources import list_samples  # noqa: PLC0415
+    from data.split import write_split  # noqa: PLC0415
+    from data.store import Cache  # noqa: PLC0415
+
+    root, split, cache, before = folder / "pictures", folder / "split.csv", Cache(folder), peak()
+
+    def timed(stage: str, work, *arguments):  # type: ignore[no-untyped-def]
+        start = perf_counter()
+        result = work(*arguments)
+        if stage == until:
+            print(json.dumps((perf_counter() - start, peak() - before)))
+            sys.exit()
+        return result
+
+    if until == "resume":
+        timed("resume", recall, str(root), SIDE, NAMES, split, folder / "skipped.csv", cache)
+    samples = timed("list", list_samples, root)
+    dataset = timed("find the store and split", prepare, samples, SIDE, 0.2, 0, cache)
+    timed("write the split", write_split, split, dataset.samples)
+
+    def epoch() -> None:
+        rows, labels = dataset.pictures("train")
+        batches = train_batches(dataset.store, rows, labels, BATCH_SIZE, seed=0)
+        for _ in islice(batches, epoch_length(len(rows), BATCH_SIZE)):
+            pass
+
+    timed("an epoch", epoch)
+
+
+def peak() -> int:
+    """Bytes. A process begins with the peak of the one that started it."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def in_a_process(call: str, folder: Path) -> str:
+    command = [sys.executable, "-c", f"import scale; scale.{call}", str(folder)]
+    return subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout
+
+
+def measure(pictures: int, folder: Path, repeat: int) -> Iterator[tuple[str, float, int]]:
+    """Each stage's name, median seconds and largest peak in bytes."""
+    print(f"{pictures} pictures", file=sys.stderr)
+    make_pictures(folder / "pictures", pictures)
+    in_a_process("make_store(scale.Path(scale.sys.argv[1]))", folder)
+    for stage in STAGES:
+        call = f"go({stage!r}, scale.Path(scale.sys.argv[1]))"
+        found = [json.loads(in_a_process(call, folder)) for _ in range(repeat)]
+        yield stage, median(seconds for seconds, _ in found), max(size for _, size in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the pictures are made, and taken away again")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    rows: dict[str, list[tuple[int, float, int]]] = {stage: [] for stage in STAGES}
+    for pictures in args.pictures:
+        with tempfile.TemporaryDirectory(prefix="plumage-scale-", dir=args.folder) as folder:
+            for stage, seconds, size in measure(pictures, Path(folder), args.repeat):
+                rows[stage].append((pictures, seconds, size))
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = cpuinfo.read_text().partition("model name\t: ")[2].partition("\n")[0] if cpuinfo.exists() else ""
+    lines = [
+        "# Seconds and memory by the number of pictures\n",
+        f"- Command: `{shlex.join(['python', *sys.argv])}`",
+        f"- {cpu or platform.processor()}, {platform.platform()}",
+        f"- Python {platform.python_version()}, torch {version('torch')}, numpy {np.__version__}; n = {args.repeat}",
+        "\n| Stage | Pictures | Seconds | µs per picture | Peak MB | Bytes per picture | Exponent |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage, found in rows.items():
+        n, seconds, sizes = (np.array(column, float) for column in zip(*found, strict=True))
+        exponent = np.polyfit(np.log(n[-3:]), np.log(seconds[-3:]), 1)[0] if len(n) > 1 else np.nan
+        for number, row in enumerate(zip(n, seconds, sizes, strict=True)):
+            last = f"{exponent:.2f}" if number == len(n) - 1 else ""
+            count, took, size = row
+            cells = f"{count:.0f} | {took:.3f} | {took / count * 1e6:.1f} | {size / 1e6:.1f} | {size / count:.0f}"
+            lines.append(f"| {stage} | {cells} | {last} |")
+    text = "\n".join(lines)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
