@@ -62,7 +62,10 @@ def make_store(folder: Path) -> None:
 
 def go(until: str, folder: Path) -> None:
     """All that leads to stage ``until``, and it; then print its seconds and this process's peak memory as JSON."""
+    import torch  # noqa: PLC0415
+
     from data.dataset import prepare, recall  # noqa: PLC0415
+    from data.feed import reader  # noqa: PLC0415
     from data.loader import epoch_length, train_batches  # noqa: PLC0415
     from data.sources import list_samples  # noqa: PLC0415
     from data.split import write_split  # noqa: PLC0415
@@ -84,9 +87,11 @@ def go(until: str, folder: Path) -> None:
     dataset = timed("find the store and split", prepare, samples, SIDE, 0.2, 0, cache)
     timed("write the split", write_split, split, dataset.samples)
 
+    read = reader(dataset.store, torch.device("cpu"))
+
     def epoch() -> None:
         rows, labels = dataset.pictures("train")
-        batches = train_batches(dataset.store, rows, labels, BATCH_SIZE, seed=0)
+        batches = train_batches(read, rows, labels, BATCH_SIZE, seed=0)
         for _ in islice(batches, epoch_length(len(rows), BATCH_SIZE)):
             pass
 

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -135,9 +136,16 @@ def read_folders(folder: Path) -> Samples:
     if len(found) == 2:
         _name_lopsided_classes(folder, *({name for name, _ in members} for members in found.values()))
     label = {name: index for index, name in enumerate(classes)}
-    rows = [(path, label[name], part) for part, members in found.items() for name, paths in members for path in paths]
-    samples = _sorted_samples(folder, rows, classes)
-    return samples if len(found) == 2 else replace(samples, split=None)
+    # With the folders sorted, their slash included, all paths are, since each folder's own are.
+    folders = sorted(
+        (f"{parts[part]}{name}/", label[name], part, paths)
+        for part, members in found.items()
+        for name, paths in members
+    )
+    _, labels, sides, paths = zip(*folders, strict=True)
+    counts = [len(each) for each in paths]
+    split = np.repeat(sides, counts) if len(found) == 2 else None
+    return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
 
 
 def read_cub(folder: Path) -> Samples:

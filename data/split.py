@@ -1,6 +1,8 @@
 """Which pictures train and which validate: made by seed, stratified, written down, read back."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,10 @@ def shared_pictures(digests: np.ndarray, split: np.ndarray) -> list[tuple[int, i
 
     digests: (n, 16) uint8, one hash per picture.
     """
-    keys = [digest.tobytes() for digest in digests]
-    seen = {keys[row]: int(row) for row in np.flatnonzero(split == "train")}
-    return [(seen[keys[row]], int(row)) for row in np.flatnonzero(split == "val") if keys[row] in seen]
+    train, val = (np.flatnonzero(split == side) for side in ("train", "val"))
+    held_out = {digests[row].tobytes() for row in val}
+    seen = {key: int(row) for row in train if (key := digests[row].tobytes()) in held_out}
+    return [(seen[key], int(row)) for row in val if (key := digests[row].tobytes()) in seen]
 
 
 def write_split(file: Path, samples: Samples) -> None:
@@ -59,8 +62,8 @@ def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
                 if not is_below(path) or path in rows or name not in number or side not in ("train", "val"):
                     what = "a path inside the data folder, given once, a known class, and train or val"
                     raise UserError(f"{file}, line {lines.line_num}: needs {what}")
-                rows[path] = number[name], side
-        gone = [path for path in rows if not (root / path).is_file()]
+                rows[path] = number[name], sys.intern(side)  # else a string for each
+        gone = [path for path in rows if not os.path.isfile(f"{root}{os.sep}{path}")]  # noqa: PTH113 (pathlib is slow)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read back: {error}") from error
     if gone:

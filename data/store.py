@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -43,13 +44,14 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The readable ones of ``files``, as squares of side ``size``: row i is ``files[readable[i]]``.
+    """The readable ones of ``root / paths[i]``, as squares of side ``size``: row i is that of ``paths[readable[i]]``.
 
     readable: (n,) int64. digests: (n, 16) uint8, a hash of each row's pixels. skipped: (path, reason) of the others.
     pixels: (n, size, size, 3) uint8 on disk, or None: then files are decoded whenever they are read.
     """
 
-    files: list[Path]
+    root: Path
+    paths: list[str]
     size: int
     workers: int
     readable: np.ndarray
@@ -62,7 +64,7 @@ class Store:
         if self.pixels is not None:
             return self.pixels[rows]
         with ThreadPoolExecutor(self.workers) as pool:
-            files = [self.files[number] for number in self.readable[rows]]
+            files = [self.root / self.paths[number] for number in self.readable[rows]]
             pictures = list(pool.map(partial(decode_or_reason, size=self.size), files))
         for file, picture in zip(files, pictures, strict=True):
             if isinstance(picture, str):
@@ -76,19 +78,19 @@ def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
     It is known by its files' names, sizes and times, by ``size`` and by the decoder. Without a store, or room for it,
     files are only checked here and decoded whenever they are read.
     """
-    files, workers = [root / path for path in paths], cache.workers
+    workers = cache.workers
     if cache.use_store:
         home = cache.folder / "stores" / f"{root.resolve().name[:100]}-{size}px-{_key(root, paths, size)}"
         try:
             if home.is_dir():
-                if store := _load_whole(home, root, files, size, workers):
+                if store := _load_whole(home, root, paths, size, workers):
                     return store
                 shutil.rmtree(home)
-            _build(home, paths, files, size, workers)
-            return _load(home, files, size, workers)
+            _build(home, root, paths, size, workers)
+            return _load(home, root, paths, size, workers)
         except OSError as error:
             log.warning(f"no store in {cache.folder} ({error.strerror or error}): decoding on the fly, which is slower")
-    return Store(files, size, workers, *_decode_all(paths, files, size, workers, "checking", lambda pixels: None))
+    return Store(root, paths, size, workers, *_decode_all(root, paths, size, workers, "checking", lambda pixels: None))
 
 
 def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
@@ -127,10 +129,10 @@ def read_skipped(file: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _load_whole(home: Path, root: Path, files: list[Path], size: int, workers: int) -> Store | None:
+def _load_whole(home: Path, root: Path, paths: list[str], size: int, workers: int) -> Store | None:
     """None where a store is damaged, or what could not be read now can: a chmod does not change a file's time."""
     try:
-        store = _load(home, files, size, workers)
+        store = _load(home, root, paths, size, workers)
     except (Exception, UserError):  # whatever numpy and zipfile make of a damaged file
         return None
     return store if all(isinstance(decode_or_reason(root / path, size), str) for path, _ in store.skipped) else None
@@ -140,25 +142,26 @@ def _key(root: Path, paths: list[str], size: int) -> str:
     about = f"{DECODER} {PIL.__version__} {size} {root.resolve()}"
     key = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
     for path in paths:
-        key.update(f"\n{path}".encode(errors="surrogateescape"))
+        line = f"\n{path}"
         with suppress(OSError):  # a file that is gone shows when it is decoded
-            status = (root / path).stat()
-            key.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
+            status = os.stat(f"{root}{os.sep}{path}")  # noqa: PTH116 (pathlib would take most of the time)
+            line += f"\0{status.st_size}\0{status.st_mtime_ns}"
+        key.update(line.encode(errors="surrogateescape"))
     return key.hexdigest()
 
 
-def _build(home: Path, paths: list[str], files: list[Path], size: int, workers: int) -> None:
+def _build(home: Path, root: Path, paths: list[str], size: int, workers: int) -> None:
     """Beside, then renamed: a build that is killed, or a second one at the same time, leaves no half store."""
     home.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(home.parent)
-    needed, free = len(files) * size * size * 3, shutil.disk_usage(home.parent).free
+    needed, free = len(paths) * size * size * 3, shutil.disk_usage(home.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
     draft = Path(tempfile.mkdtemp(dir=home.parent, prefix=".draft-"))
     try:
         # Written in order rather than through a memory map: a full disk is then an error, not the process's death.
         with (draft / "pixels").open("wb") as out:
-            readable, digests, skipped = _decode_all(paths, files, size, workers, "decoding", out.write)
+            readable, digests, skipped = _decode_all(root, paths, size, workers, "decoding", out.write)
         np.savez(draft / "index.npz", readable=readable, digests=digests)
         write_skipped(draft / "skipped.csv", skipped)
         with suppress(OSError):  # another process may have been faster: its store is as good
@@ -167,11 +170,11 @@ def _build(home: Path, paths: list[str], files: list[Path], size: int, workers: 
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _load(home: Path, files: list[Path], size: int, workers: int) -> Store:
+def _load(home: Path, root: Path, paths: list[str], size: int, workers: int) -> Store:
     index, skipped = np.load(home / "index.npz"), read_skipped(home / "skipped.csv")
     shape = (len(index["readable"]), size, size, 3)
     pixels = np.memmap(home / "pixels", np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
-    return Store(files, size, workers, index["readable"], index["digests"], skipped, pixels)
+    return Store(root, paths, size, workers, index["readable"], index["digests"], skipped, pixels)
 
 
 def _remove_abandoned(stores: Path) -> None:
@@ -183,7 +186,7 @@ def _remove_abandoned(stores: Path) -> None:
 
 
 def _decode_all(
-    paths: list[str], files: list[Path], size: int, workers: int, verb: str, write: Callable[[bytes], object]
+    root: Path, paths: list[str], size: int, workers: int, verb: str, write: Callable[[bytes], object]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
     readable: list[int] = []
     digests: list[bytes] = []
@@ -191,8 +194,9 @@ def _decode_all(
     # Threads do: Pillow releases the interpreter's lock while it decodes and resizes.
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(desc=verb, total=len(files), unit="img", disable=None, leave=False) as bar,
+        tqdm(desc=verb, total=len(paths), unit="img", disable=None, leave=False) as bar,
     ):
+        files = (root / path for path in paths)
         results = map_ahead(pool, partial(decode_or_reason, size=size), files, 4 * workers)
         for number, picture in enumerate(results):
             bar.update()

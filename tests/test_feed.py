@@ -13,7 +13,7 @@ ROWS = np.array([1499, 3, 1024, 3])
 
 
 def store() -> Store:
-    return Store([Path()] * 1500, 4, 1, np.arange(1500), np.zeros((1500, 16), np.uint8), [], PIXELS)
+    return Store(Path(), [""] * 1500, 4, 1, np.arange(1500), np.zeros((1500, 16), np.uint8), [], PIXELS)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -36,6 +36,20 @@ def test_class_folders(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("parts", [("",), ("train/", "val/")])
+def test_paths_are_sorted_whatever_the_folders_are_called(tmp_path, parts):
+    names = ["a", "a b", "a!", "a.b", "a0", "B", "ä"]  # a space and a full stop come before the slash, a nought after
+    for part in parts:
+        touch(tmp_path, *(f"{part}{name}/{picture}" for name in names for picture in ("z.jpg", "b/1.jpg", "b 1.jpg")))
+    samples = list_samples(tmp_path)
+    assert samples.paths == sorted(samples.paths)
+    assert len(samples) == len(parts) * len(names) * 3
+    for path, label in zip(samples.paths, samples.labels, strict=True):
+        assert path.split("/")[len(parts) - 1] == samples.classes[label]
+    if samples.split is not None:
+        assert list(samples.split) == [path.partition("/")[0] for path in samples.paths]
+
+
 def test_what_is_no_picture_is_ignored_with_one_notice(tmp_path, caplog):
     caplog.set_level("INFO", "plumage")
     touch(
