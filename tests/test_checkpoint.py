@@ -1,3 +1,7 @@
+import os
+import stat
+import threading
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -26,6 +30,32 @@ def test_a_save_replaces_the_one_before_and_keeps_it(tmp_path):
         assert load(tmp_path / "last.pt")["value"] == value
         assert value == 1 or load(tmp_path / "previous.pt")["value"] == value - 1
     assert names(tmp_path) == ["last.pt", "previous.pt"]
+
+
+def test_at_every_instant_there_is_a_whole_checkpoint_and_each_name_is_on_the_disk_before_the_next(
+    tmp_path, monkeypatch
+):
+    file, previous, done = tmp_path / "last.pt", tmp_path / "previous.pt", []
+    for value in (1, 2):
+        save(file, {"value": value})
+
+    def watched(what, function):
+        def call(*args, **options):
+            assert {is_whole(file), is_whole(previous)} == {True}
+            result = function(*args, **options)
+            done.append(what(*args))
+            return result
+
+        return call
+
+    def synced(handle):
+        return "sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync file"
+
+    monkeypatch.setattr(os, "fsync", watched(synced, os.fsync))
+    monkeypatch.setattr(type(file), "replace", watched(lambda path, target: target.name, type(file).replace))
+    save(file, {"value": 3})
+    assert done == ["sync file", "previous.pt", "sync folder", "last.pt", "sync folder"]
+    assert (load(file)["value"], load(previous)["value"]) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +128,12 @@ def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tm
         with CheckpointWriter() as writer:
             writer.submit(fail)
             then(writer)
+
+    gone_on, found = threading.Event(), []
+    with CheckpointWriter() as writer:
+        writer.submit(lambda: found.append(gone_on.wait(20)))
+        gone_on.set()
+    assert found == [True]
 
     for then in (lambda writer: writer.submit(list), lambda writer: writer.wait(), lambda writer: None):
         with pytest.raises(UserError, match="full"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.feed import Reader
-from data.loader import epoch_length, epoch_order, eval_batches, train_batches
+from data.loader import AHEAD, epoch_length, epoch_order, eval_batches, train_batches
 
 
 @pytest.fixture
@@ -45,7 +45,14 @@ def test_an_epoch_goes_through_the_set_in_its_order(read):
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 9])
 def test_a_stream_begun_later_is_the_rest_of_the_stream(read, start):
     whole = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7), 12))[start:]
-    late = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
+    reads = []
+
+    def counted(rows):
+        reads.append(rows)
+        return read(rows)
+
+    late = list(islice(train_batches(counted, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
+    assert len(reads) <= 12 - start + AHEAD  # what lies before is not read
     for one, other in zip(whole, late, strict=True):
         assert one.iteration == other.iteration
         assert torch.equal(one.images, other.images)

@@ -1,6 +1,8 @@
 """train() as a whole, with a network of no size: what a stop anywhere costs."""
 
+import errno
 import json
+import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -12,15 +14,17 @@ from torch import nn
 
 import engine.train
 import models.weights
+from data.augment import Transform
 from data.loader import Batch
 from data.store import Cache
+from engine.checkpoint import is_whole
 from engine.evaluate import evaluate
 from engine.machine import Machine
 from engine.recipe import Recipe
 from engine.rundir import RunDir
 from engine.signals import StopSignals
 from engine.train import train
-from errors import Stopped, UserError
+from errors import Diverged, Stopped, UserError
 
 
 class TinyNetwork(nn.Module):
@@ -122,6 +126,47 @@ def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tricks, 
             call(tmp_path / "stopped", look, **options)
     stopped = call(tmp_path / "stopped", **options)
     assert flat(result(stopped)) == flat(result(whole))
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 7])  # three an epoch, from 0
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tiny, tmp_path, monkeypatch, step):
+    _, call = tiny
+    whole, random = call(tmp_path / "whole"), Transform.random
+
+    def ruined(self, images, labels, iteration):
+        views, targets = random(self, images, labels, iteration)
+        return (views * math.nan if iteration == step else views), targets
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transform, "random", ruined)
+        with pytest.raises(Diverged, match=f"loss is nan at iteration {step + 1}, at a rate of .*--lr"):
+            call(tmp_path / "ruined")
+    run = RunDir(tmp_path / "ruined")
+    assert torch.load(run.last)["trainer"]["iteration"] == 3 * (step // 3)
+    assert len(run.history) == step // 3
+    assert flat(result(call(run.path))) == flat(result(whole))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_disk_that_is_full_at_a_save_costs_what_came_after_the_one_before(tiny, tmp_path, monkeypatch, number):
+    _, call = tiny
+    whole, save, saves = call(tmp_path / "whole"), torch.save, 0
+
+    def fill(content, handle):
+        nonlocal saves
+        saves += 1
+        if saves == number:
+            handle.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill)
+        with pytest.raises(UserError, match=r"last\.pt could not be saved .*No space left"):
+            call(tmp_path / "stopped")
+    run = RunDir(tmp_path / "stopped")
+    assert [is_whole(file) for file in run.path.glob("checkpoints/*")] == [True] * [0, 2, 3][number - 1]
+    assert flat(result(call(run.path))) == flat(result(whole))
 
 
 def test_a_finished_run_resumed_does_nothing_and_says_so(tiny, tmp_path, caplog):
