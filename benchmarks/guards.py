@@ -27,7 +27,8 @@ import numpy as np
 from ignite.engine import Events
 from loop import Training
 
-from engine.machine import Machine, choose_device, choose_precision
+from data.cores import usable_cores
+from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.recipe import Recipe
 from engine.rundir import RunDir, environment
 from engine.train import save_state
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # an Engine that is left inside an epoch complains
+    set_up(usable_cores(), deterministic=False)
     device, draw = choose_device(args.device), Random(0)
     machine = Machine(device, choose_precision("auto", device), compile=False)
     options = {"weights": "none", "resize": args.crop + 8, "crop": args.crop, "batch_size": args.batch_size}

@@ -37,9 +37,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import engine.train
+from data.cores import usable_cores
 from data.loader import Batch
 from engine.checkpoint import CheckpointWriter
-from engine.machine import Machine, choose_device, choose_precision
+from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.recipe import Recipe
 from engine.rundir import RunDir, environment
 from engine.signals import StopSignals
@@ -136,11 +137,12 @@ def measure(machine: Machine, steps: int, rounds: int, batch_size: int) -> Itera
                 "an Engine without handlers": seconds_inside(bare, training.batches, steps, number + 1),
                 "the Engine of `train`": seconds_inside(full, training.batches, steps, 2 * number + 1),
             }
+            training.writer.wait()  # for the checkpoint that an epoch ends with
             with patch("engine.handlers.perf_counter", slow.__next__):
                 row["the same, its bar always drawn"] = seconds_inside(full, training.batches, steps, 2 * number + 2)
+            training.writer.wait()
             training.synchronise()
             yield row
-        training.writer.wait()
 
 
 def real_step(machine: Machine, crop: int, batch_size: int) -> float:
@@ -154,14 +156,15 @@ def real_step(machine: Machine, crop: int, batch_size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=1000, help="in a round")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=300, help="in a round")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--crop", type=int, default=224, help="side of the real step's pictures")
     parser.add_argument("--step-ms", type=float, help="of the real step, instead of measuring it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
+    set_up(usable_cores(), deterministic=False)
     device = choose_device(args.device)
     machine = Machine(device, choose_precision("auto", device), compile=False)
     step = args.step_ms / 1e3 if args.step_ms else real_step(machine, args.crop, args.batch_size)
