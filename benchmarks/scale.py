@@ -6,8 +6,9 @@ The pictures are hard links to a tiny file in each of 100 class folders, made be
 pictures of a single pixel, and holds zeros. Each stage runs --repeat times, in a process of its own, by the code of
 `train`: listing; finding the store, whose key is of each file's name, size and time, and splitting; writing the split;
 what --resume does instead, reading the split and finding the store; and an epoch, its order and all of its batches.
-Printed are the median seconds; the largest peak memory of the process, with all that leads up to the stage, above what
-its imports take; and the exponent of n in a power law through the three largest n: 1 is a straight line.
+Printed are the median seconds, and how much of them the CPU computed; the largest peak memory of the process, with all
+that leads up to the stage, above what its imports take; and the exponent of n in a power law through the three largest
+n: 1 is a straight line.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def make_store(folder: Path) -> None:
 
 
 def go(until: str, folder: Path) -> None:
-    """All that leads to stage ``until``, and it; then print its seconds and this process's peak memory as JSON."""
+    """All that leads to stage ``until``, and it; then print its seconds, those of the CPU, and the peak memory."""
     import torch  # noqa: PLC0415
 
     from data.dataset import prepare, recall  # noqa: PLC0415
@@ -74,10 +75,10 @@ def go(until: str, folder: Path) -> None:
     root, split, cache, before = folder / "pictures", folder / "split.csv", Cache(folder), peak()
 
     def timed(stage: str, work, *arguments):  # type: ignore[no-untyped-def]
-        start = perf_counter()
+        start, cpu = perf_counter(), process_time()
         result = work(*arguments)
         if stage == until:
-            print(json.dumps((perf_counter() - start, peak() - before)))
+            print(json.dumps((perf_counter() - start, process_time() - cpu, peak() - before)))
             sys.exit()
         return result
 
@@ -108,15 +109,16 @@ def in_a_process(call: str, folder: Path) -> str:
     return subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout
 
 
-def measure(pictures: int, folder: Path, repeat: int) -> Iterator[tuple[str, float, int]]:
-    """Each stage's name, median seconds and largest peak in bytes."""
+def measure(pictures: int, folder: Path, repeat: int) -> Iterator[tuple[str, float, float, int]]:
+    """Each stage's name, median seconds, median seconds of the CPU, and largest peak in bytes."""
     print(f"{pictures} pictures", file=sys.stderr)
     make_pictures(folder / "pictures", pictures)
     in_a_process("make_store(scale.Path(scale.sys.argv[1]))", folder)
     for stage in STAGES:
         call = f"go({stage!r}, scale.Path(scale.sys.argv[1]))"
         found = [json.loads(in_a_process(call, folder)) for _ in range(repeat)]
-        yield stage, median(seconds for seconds, _ in found), max(size for _, size in found)
+        seconds, cpu, sizes = zip(*found, strict=True)
+        yield stage, median(seconds), median(cpu), max(sizes)
 
 
 def main() -> None:
@@ -126,11 +128,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the pictures are made, and taken away again")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    rows: dict[str, list[tuple[int, float, int]]] = {stage: [] for stage in STAGES}
+    rows: dict[str, list[tuple[int, float, float, int]]] = {stage: [] for stage in STAGES}
     for pictures in args.pictures:
         with tempfile.TemporaryDirectory(prefix="plumage-scale-", dir=args.folder) as folder:
-            for stage, seconds, size in measure(pictures, Path(folder), args.repeat):
-                rows[stage].append((pictures, seconds, size))
+            for stage, *numbers in measure(pictures, Path(folder), args.repeat):
+                rows[stage].append((pictures, *numbers))
     cpuinfo = Path("/proc/cpuinfo")
     cpu = cpuinfo.read_text().partition("model name\t: ")[2].partition("\n")[0] if cpuinfo.exists() else ""
     lines = [
@@ -138,16 +140,17 @@ def main() -> None:
         f"- Command: `{shlex.join(['python', *sys.argv])}`",
         f"- {cpu or platform.processor()}, {platform.platform()}",
         f"- Python {platform.python_version()}, torch {version('torch')}, numpy {np.__version__}; n = {args.repeat}",
-        "\n| Stage | Pictures | Seconds | µs per picture | Peak MB | Bytes per picture | Exponent |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "\n| Stage | Pictures | Seconds | µs per picture | Of the CPU | Peak MB | Bytes per picture | Exponent |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for stage, found in rows.items():
-        n, seconds, sizes = (np.array(column, float) for column in zip(*found, strict=True))
+        n, seconds, cpu, sizes = (np.array(column, float) for column in zip(*found, strict=True))
         exponent = np.polyfit(np.log(n[-3:]), np.log(seconds[-3:]), 1)[0] if len(n) > 1 else np.nan
-        for number, row in enumerate(zip(n, seconds, sizes, strict=True)):
+        for number, row in enumerate(zip(n, seconds, cpu, sizes, strict=True)):
             last = f"{exponent:.2f}" if number == len(n) - 1 else ""
-            count, took, size = row
-            cells = f"{count:.0f} | {took:.3f} | {took / count * 1e6:.1f} | {size / 1e6:.1f} | {size / count:.0f}"
+            count, took, computed, size = row
+            cells = f"{count:.0f} | {took:.3f} | {took / count * 1e6:.1f} | {computed / count * 1e6:.1f}"
+            cells += f" | {size / 1e6:.1f} | {size / count:.0f}"
             lines.append(f"| {stage} | {cells} | {last} |")
     text = "\n".join(lines)
     if args.output:
