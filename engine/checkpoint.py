@@ -161,9 +161,8 @@ def is_finished(recipe: Recipe, run: RunDir) -> bool:
     if not run.holds_run or run.recipe != recipe or not (rows := run.history):
         return False
     over = is_over(rows, recipe)
-    saved = ((run.last, rows[-1]), (run.best, run.best_epoch))
-    known = all(saved_iteration(file) == row["iteration"] for file, row in saved if file.exists())
-    return over and known and (run.best.exists() or not run.last.exists())
+    whole = saved_iteration(run.best) == run.best_epoch["iteration"]
+    return over and whole and (not run.last.exists() or saved_iteration(run.last) == rows[-1]["iteration"])
 
 
 def saved_iteration(checkpoint: Path) -> int | None:

@@ -306,10 +306,10 @@ def test_whatever_one_fails_of_is_one_line_and_the_first_decides_the_exit_code(
 ):
     errors = {0.1: error, 0.2: Diverged("later")}
 
-    def failing(recipe, *others):
+    def failing(recipe, *others, **options):
         if recipe.smoothing in errors:
             raise errors[recipe.smoothing]
-        return train(recipe, *others)
+        return train(recipe, *others, **options)
 
     train = engine.train.train
     monkeypatch.setattr(engine.ablate, "train", failing)
@@ -368,13 +368,15 @@ def test_more_seeds_into_the_same_folder_keep_those_that_are_there(command, plum
     assert all("n = 2" in line for line in table_of(out)[2:])
 
 
-def test_killed_before_the_first_best_checkpoint_was_there_it_is_not_finished(command, plumage, tmp_path):
+def test_without_its_best_checkpoint_a_run_is_not_finished(command, plumage, tmp_path):
     assert plumage("train", *command[1:], "--run", tmp_path / "a")[0] == 0
     run = RunDir(tmp_path / "a")
+    run.last.rename(tmp_path / "last.pt")  # to make room on the disk
+    assert is_finished(run.recipe, run)
     run.best.unlink()
     assert not is_finished(run.recipe, run)
-    run.last.unlink()  # as are who makes room on the disk
-    assert is_finished(run.recipe, run)
+    (tmp_path / "last.pt").rename(run.last)  # as if killed before the first best was there
+    assert not is_finished(run.recipe, run)
 
 
 @pytest.mark.parametrize("lost", ["last", "best"])

@@ -202,6 +202,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
 def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
     _, call = tiny
     run = call(tmp_path / "run")
+    run.keep_history(2)  # of three
     best, history = run.best.read_bytes(), run.history
     run.last.unlink()
     run.previous.unlink()
@@ -236,6 +237,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tiny, tmp_path
 def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):
     _, call = tiny
     run = call(tmp_path / "run")
+    run.keep_history(2)  # of three
     run.write_json("classes.json", run.classes[::-1])
     with pytest.raises(UserError, match="other classes"):
         call(tmp_path / "run")
