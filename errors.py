@@ -21,6 +21,12 @@ class Diverged(EarlyEnd):
     exit_code = 3
 
 
+class ClosedPipe(EarlyEnd):
+    """Whoever read the output has had enough of it, as ``head`` has: no error, and nothing to say."""
+
+    exit_code = 128 + 13  # of SIGPIPE, which Windows has not
+
+
 class Stopped(EarlyEnd):
     """A signal asked for the end; what was reached has been saved. Exits with 128 + the signal's number."""
 

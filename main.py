@@ -12,18 +12,23 @@ import click
 
 from engine.recipe import Recipe
 from engine.signals import StopSignals
-from errors import EarlyEnd, UserError
+from errors import ClosedPipe, EarlyEnd, UserError
 from options import (
     RECIPE_FIELDS,
+    Columns,
     Place,
     Values,
     Variation,
+    cache_folder,
+    cache_option,
+    compute_options,
     deterministic_option,
     machine_options,
     recipe_options,
     report_option,
     take_recipe_options,
     tensorboard_option,
+    trained_options,
 )
 
 if TYPE_CHECKING:
@@ -99,14 +104,26 @@ def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cach
 
 
 @cli.command("eval")
-@click.option("--run", type=Place(path_type=Path), help="The run to evaluate.  [the newest in runs/]")
-@click.option("--checkpoint", type=Place(), default="best", help="best, last, or a file.  [best]")
+@trained_options
 @click.option("--data", type=Place(), help="Another labelled folder, matched by class name.  [the run's own pictures]")
 @click.option("--split", type=click.Choice(["val", "train", "all"]), help="[val; with --data: all]")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Fit a temperature that makes probabilities trustworthy on the validation pictures, and keep it with the run, "
+    "for predict. Label smoothing never asks for more than 1 - smoothing, so a network that learnt with it says less "
+    "than it knows: its temperature is often below 1.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @machine_options
 def evaluate(
-    run: Path | None, as_json: bool, checkpoint: str, data: str | None, split: str | None, **options: Any
+    run: Path | None,
+    as_json: bool,
+    checkpoint: str,
+    data: str | None,
+    split: str | None,
+    calibrate: bool,
+    **options: Any,
 ) -> None:
     """Accuracy, top-5 accuracy and loss of a run's best model."""
     StopSignals()
@@ -114,7 +131,7 @@ def evaluate(
 
     found = find_run(run)
     machine, cache = choose_machine(**options, as_trained=found.precision)
-    result = run_evaluation(found, machine, cache, checkpoint, data, split)
+    result = run_evaluation(found, machine, cache, checkpoint, data, split, calibrate)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -123,6 +140,140 @@ def evaluate(
             click.echo(f"  {name:9} {result[name]:8.2%}")
         for name in ("loss", "nll"):
             click.echo(f"  {name:9} {result[name]:8.4f}")
+        if calibrate:
+            click.echo(f"  temperature {result['temperature']:.4f}, with which nll is {result['calibrated_nll']:.4f}")
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=Place())
+@trained_options
+@click.option("-o", "--output", type=Place(path_type=Path), help="A file to write to.  [standard output]")
+@click.option("--force", is_flag=True, help="Overwrite --output.")
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", help="[csv]")
+@click.option("--top-k", type=click.IntRange(1), default=1, help="Classes of each picture, the likeliest first.  [1]")
+@click.option("--probabilities", is_flag=True, help="Add the probability of every class.")
+@click.option(
+    "--columns",
+    type=Columns(),
+    default="path,label,probability",
+    help="What the picture's, the label's and its probability's columns are called; of fewer names, the first of these "
+    "columns alone.  [path,label,probability]",
+)
+@click.option(
+    "--id",
+    "identity",
+    type=click.Choice(["path", "name", "stem"]),
+    default="path",
+    help="What a picture is called: its path, the file's name, or that without its suffix.  [path]",
+)
+@click.option("--label", type=click.Choice(["name", "index"]), default="name", help="What a class is called.  [name]")
+@click.option(
+    "--order",
+    type=Place(path_type=Path),
+    help="Rows as in this file, a list or a sample submission, and no others; it calls pictures what --id does.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read: no row, no error.")
+@click.option(
+    "--tta", is_flag=True, help="Average each picture's probabilities with its mirror image's; twice the time."
+)
+@click.option(
+    "--calibration/--no-calibration",
+    "calibrated",
+    default=True,
+    help="Use the temperature that eval --calibrate fitted, where it did.  [--calibration]",
+)
+@compute_options
+def predict(
+    inputs: tuple[str, ...],
+    run: Path | None,
+    checkpoint: str,
+    output: Path | None,
+    force: bool,
+    form: str,
+    top_k: int,
+    probabilities: bool,
+    columns: tuple[str, ...],
+    identity: str,
+    label: str,
+    order: Path | None,
+    skip_unreadable: bool,
+    tta: bool,
+    calibrated: bool,
+    **options: Any,
+) -> None:
+    """Say what pictures show: a row of CSV for each, sorted by path.
+
+    INPUT is a picture, a folder, in which pictures are looked for at any depth, or - for a list of such, one a line, on
+    standard input.
+
+    For a competition: predict test -o submission.csv --columns id,label --id stem --order sample_submission.csv
+    """
+    StopSignals()
+    found = find_run(run)
+    from engine.output import check_output  # noqa: PLC0415
+    from engine.predict import list_inputs, load_predictor  # noqa: PLC0415
+    from engine.predict import predict as run_prediction  # noqa: PLC0415
+    from engine.rows import Table  # noqa: PLC0415
+
+    table = Table(found.classes, form, columns, identity, label == "index", top_k, probabilities)
+    if output:
+        check_output(output, force)
+    paths = table.arrange(list_inputs(inputs), order)
+    machine, cache = choose_machine(**options, as_trained=found.precision)
+    predictor = load_predictor(found, machine, checkpoint, calibrated, tta, cache.workers)
+    if output is None:
+        need_reader()
+    run_prediction(predictor, paths, table, output, skip_unreadable)
+
+
+@cli.command()
+@trained_options
+@click.option("-o", "--output", type=Place(path_type=Path), help="[model.<format> in the run]")
+@click.option("--force", is_flag=True, help="Overwrite --output.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "safetensors", "torchscript", "pt2"]),
+    help="[by --output's suffix, else onnx]",
+)
+@click.option(
+    "--normalised-input",
+    is_flag=True,
+    help="Take float32 NCHW pictures, normalised already.  [uint8 NHWC, and normalise in the model]",
+)
+@click.option(
+    "--pictures",
+    type=Place(path_type=Path, exists=True, file_okay=False),
+    help="A folder of pictures to compare on.  [the run's validation pictures]",
+)
+@cache_option
+def export(
+    run: Path | None,
+    checkpoint: str,
+    output: Path | None,
+    force: bool,
+    form: str | None,
+    normalised_input: bool,
+    pictures: Path | None,
+    cache: Path,
+) -> None:
+    """Write the model for other programs, and compare it with itself on real pictures.
+
+    onnx, torchscript and pt2 take any number of pictures of the crop's size and give logits, in float32; safetensors is
+    the weights, which timm and torchvision load as they are. Class names, recipe and normalisation go with it, as JSON.
+    """
+    StopSignals()
+    found = find_run(run)
+    from data.store import Cache  # noqa: PLC0415
+    from engine.export import choose_format  # noqa: PLC0415
+    from engine.export import export as run_export  # noqa: PLC0415
+
+    form = choose_format(form, output)
+    done = run_export(found, Cache(cache), form, output, force, checkpoint, normalised_input, pictures)
+    click.echo(f"{done.file}: {done.about}, {done.file.stat().st_size / 1e6:.1f} MB")
+    click.echo(
+        f"largest difference of logits {done.difference:.2g}, the same class for {done.same} of {done.n} pictures"
+    )
 
 
 @cli.command()
@@ -228,13 +379,13 @@ def choose_machine(
     device: str,
     precision: str,
     compile: bool,
-    cache: Path,
-    no_cache: bool,
     workers: int | None,
+    cache: Path | None = None,
+    no_cache: bool = False,
     deterministic: bool = False,
     as_trained: str = "auto",
 ) -> "tuple[Machine, Cache]":
-    """as_trained: the precision of the run that is evaluated."""
+    """as_trained: the precision of the run that is evaluated. cache: None for a command that keeps none."""
     from data.cores import usable_cores  # noqa: PLC0415
     from data.store import Cache  # noqa: PLC0415
     from engine.machine import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
@@ -243,17 +394,34 @@ def choose_machine(
     set_up(cores, deterministic)
     chosen = choose_device(device)
     machine = Machine(chosen, choose_precision(precision, chosen, as_trained), compile, deterministic)
-    return machine, Cache(cache, not no_cache, workers or cores)
+    return machine, Cache(cache or cache_folder(), not no_cache, workers or cores)
 
 
 class Outlet(FileIO):
-    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not."""
+    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not.
+
+    needed: a command whose output is all that it is for ends instead.
+    """
+
+    needed = False
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
+            if self.needed:
+                self.needed = False  # for what is left in the buffers
+                raise ClosedPipe from error
             return len(data)
+
+
+def need_reader() -> None:
+    """Standard output, line by line, is what the command is for."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+        outlet = getattr(sys.stdout.buffer, "raw", None)
+        if isinstance(outlet, Outlet):
+            outlet.needed = True
 
 
 def main() -> None:
@@ -282,7 +450,8 @@ def main() -> None:
         message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    click.echo(f"error: {message}".replace("\n", " "), err=True)
+    if message:
+        click.echo(f"error: {message}".replace("\n", " "), err=True)
     sys.exit(code)
 
 

@@ -48,6 +48,16 @@ def option_type(field: "Field[Any]") -> click.ParamType:
     return LearningRate() if field.name == "lr" else kind
 
 
+def comma_separated(
+    kind: click.ParamType, value: str, param: click.Parameter | None, ctx: click.Context | None
+) -> list[str]:
+    """The texts between the commas, stripped. Quotes keep the commas of one together."""
+    try:
+        return [text.strip() for text in next(csv.reader([value], skipinitialspace=True), [])]
+    except csv.Error as error:
+        kind.fail(f"{value!r}: {error}", param, ctx)
+
+
 class Values(click.ParamType):
     """``V1,V2``: values of ``field``, each read as if it were given by hand. Quotes keep the commas of one together."""
 
@@ -57,13 +67,22 @@ class Values(click.ParamType):
         self.option, self.kind = option_name(field.name), option_type(field)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        try:
-            texts = [text.strip() for text in next(csv.reader([value], skipinitialspace=True), [])]
-        except csv.Error as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+        texts = comma_separated(self, value, param, ctx)
         if not texts or "" in texts:
             self.fail(f"{value!r}: an empty value of {self.option}", param, ctx)
         return [self.kind.convert(text, param, ctx) for text in texts]
+
+
+class Columns(click.ParamType):
+    """``A,B,C``: one to three different names."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = comma_separated(self, value, param, ctx)
+        if not 1 <= len(names) <= 3 or "" in names or len(set(names)) < len(names):
+            self.fail(f"{value!r}: needs one to three different names, as in id,label", param, ctx)
+        return tuple(names)
 
 
 class Variation(click.ParamType):
@@ -104,23 +123,40 @@ def take_recipe_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that never change what is computed beyond rounding."""
-    for option in (
-        click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
-        click.option(
-            "--cache",
-            type=Place(path_type=Path),
-            default=cache_folder,
-            help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
-        ),
-        click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
-        click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
-    ):
-        command = option(command)
-    return command
+def all_of(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator; ``--help`` lists them in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+cache_option = click.option(
+    "--cache",
+    type=Place(path_type=Path),
+    default=cache_folder,
+    help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
+)
+# Options that never change what is computed beyond rounding: of a command that keeps no decoded pictures, and of all.
+compute_options = all_of(
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
+    click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
+    click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
+)
+machine_options = all_of(
+    compute_options,
+    cache_option,
+    click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
+)
+# Whose model it is.
+trained_options = all_of(
+    click.option("--run", type=Place(path_type=Path), help="The run whose model it is.  [the newest in runs/]"),
+    click.option("--checkpoint", type=Place(), default="best", help="best, last, or a file.  [best]"),
+)
 
 
 deterministic_option = click.option(

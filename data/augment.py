@@ -151,15 +151,16 @@ class Transform(nn.Module):
 
     def center(self, images: Tensor) -> Tensor:
         """What evaluation sees."""
-        return self._normalise(center_crop(images, self.crop)).permute(0, 3, 1, 2)
+        return self.normalise(center_crop(images, self.crop)).permute(0, 3, 1, 2)
 
     def _augment(self, images: Tensor, iteration: int) -> Tensor:
         if self.augment == "crop":
-            return self._normalise(random_crop_flip(images, self.crop, self.seed, iteration))
+            return self.normalise(random_crop_flip(images, self.crop, self.seed, iteration))
         views = resized_crop(images, *random_windows(len(images), self.seed, iteration), self.crop)
         if self.augment == "resized-crop":
-            return self._normalise(views)
+            return self.normalise(views)
         return apply_colours(views, *colour_maps(*random_colours(len(images), self.seed, iteration)))
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB from 0 to 255 in the last dimension → float32, (x/255 − mean) / std."""
         return images.float().mul_(self.scale).add_(self.shift)  # in place: new memory costs more than the arithmetic

@@ -50,10 +50,15 @@ def decode(file: Path, size: int) -> np.ndarray:
         box = reduced[1] if reduced else None  # where the scale does not divide a side, a fraction of a pixel less
         with one_huge_picture if huge else nullcontext():
             opened.load()  # which may change its mode
-            square = to_rgb(opened).resize((size, size), Image.Resampling.BILINEAR, box)
-        with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
-            square = square.transpose(TURNS[opened.getexif()[ExifTags.Base.Orientation]])
-        return np.asarray(square)
+            return to_square(opened, size, box)
+
+
+def to_square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """(size, size, 3) uint8 RGB of an opened picture, or of this part of it, as ``decode`` says; it is not changed."""
+    square = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
+    with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
+        square = square.transpose(TURNS[image.getexif()[ExifTags.Base.Orientation]])
+    return np.asarray(square)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ Class folders, ``train/`` beside ``val/``, or CUB-200-2011's text files. The bui
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -79,6 +79,30 @@ def list_samples(folder: Path, least_classes: int = 2) -> Samples:
     return samples
 
 
+def list_pictures(inputs: Iterable[str]) -> list[str]:
+    """Paths of all pictures that ``inputs`` name or that lie below the folders among them: each once, sorted.
+
+    As text: of a million paths, that is all that is kept. A file that is named is one whatever its suffix says.
+    """
+    found, missing, ignored = set[str](), list[str](), Counter[str]()
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            inside = set(_pictures(path, name if name.endswith("/") else f"{name}/", ignored))
+            if not inside:
+                raise UserError(f"{name} holds no pictures; give another folder, or files")
+            found |= inside
+        elif path.exists():
+            found.add(name)
+        else:
+            missing.append(name)
+    if missing:
+        raise UserError(f"no such picture or folder: {some(missing, 3)}")
+    if ignored:
+        log.info(f"ignored {some(_counted(ignored), 8)}")
+    return sorted(found)
+
+
 def built_in_birds(data: str, cache: Cache) -> Path:
     asked = parse_birds(data)
     folder = cache.folder / birds_folder(asked)
@@ -127,8 +151,7 @@ def read_folders(folder: Path) -> Samples:
         parts = {"": ""}
     found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
     if ignored:
-        what = [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
-        log.info(f"{folder}: ignored {some(what, 8)}")
+        log.info(f"{folder}: ignored {some(_counted(ignored), 8)}")
     for part, members in found.items():
         if not members:
             raise UserError(_nothing_in(folder / parts[part]))
@@ -193,15 +216,18 @@ def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator
     for entry in _visible(folder / prefix, ignored):
         if not entry.is_dir():
             ignored["files outside the class folders"] += 1
-        elif paths := sorted(_pictures(entry, f"{prefix}{entry.name}/", ignored)):
+        elif paths := sorted(_pictures(Path(entry.path), f"{prefix}{entry.name}/", ignored)):
             yield entry.name, paths
         else:
             ignored[f"the empty class {entry.name}"] += 1
 
 
-def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) -> Iterator[str]:
-    """Follows a link to each folder once: links in circles, or from all folders to all others, come to an end."""
-    waiting, followed = [(Path(folder.path), prefix)], {Path(folder.path).resolve()}
+def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]:
+    """``prefix`` and the way from ``folder`` to each picture below it.
+
+    Follows a link to each folder once: links in circles, or from all folders to all others, come to an end.
+    """
+    waiting, followed = [(folder, prefix)], {folder.resolve()}
     while waiting:
         here, prefix = waiting.pop()
         for entry in _visible(here, ignored):
@@ -217,6 +243,10 @@ def _pictures(folder: "os.DirEntry[str]", prefix: str, ignored: Counter[str]) ->
                 yield prefix + entry.name
             else:
                 ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
+
+
+def _counted(ignored: Counter[str]) -> list[str]:
+    return [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
 
 
 def _is_picture(name: str) -> bool:

@@ -19,6 +19,7 @@ from data.feed import reader
 from data.loader import eval_batches
 from data.sources import list_samples, locate, some
 from data.store import Cache
+from engine import calibration
 from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.handlers import attach_progress
@@ -27,7 +28,7 @@ from engine.metrics import calibration_bins, logit_gap
 from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
-from models.weights import trained_model
+from models.weights import fingerprint, trained_model
 
 SAMPLES, MISTAKES, THUMBNAIL = 12, 24, 112
 
@@ -39,6 +40,7 @@ def evaluate(
     checkpoint: str = "best",
     data: str | None = None,
     split: str | None = None,
+    calibrate: bool = False,
 ) -> dict[str, Any]:
     """split, n, accuracy, top5, loss (with the recipe's label smoothing) and nll; with more also in eval-<split>.json.
 
@@ -46,11 +48,16 @@ def evaluate(
     eval-<folder>-<split>.json. split: train, val or all; by default val of the run's own pictures, else all.
     In the .npz of the same name: logits (n, K) float32, labels (n,), and indices (n,) into the sorted paths; for the
     report, gaps (n,), the `calibration_bins`, and what `pictures_to_show` returns.
+    calibrate: fit a temperature on the run's own val pictures, into calibration.json; then its temperature and
+    calibrated_nll are returned too.
     """
+    if calibrate and (data is not None or split not in (None, "val")):
+        raise UserError("--calibrate: is done on the run's own validation pictures; leave out --data and --split")
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
     file = run.checkpoint(checkpoint)
     model = trained_model(file, f"--checkpoint {file}", classes, recipe.model).to(device)
+    weights = fingerprint(model) if calibrate else ""
     if machine.compile:
         model.compile()
     dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
@@ -77,6 +84,9 @@ def evaluate(
     shown |= {"gaps": logit_gap(found).numpy(), "bins": calibration_bins(found, torch.from_numpy(labels)).numpy()}
     run.write_arrays(f"{stem}.npz", logits=found.numpy(), labels=labels, indices=dataset.indices(split), **shown)
     run.write_json(f"{stem}.json", {**result, **about})
+    if calibrate:
+        fitted = calibration.calibrate(run, found.numpy(), labels, checkpoint, weights)
+        result |= {name: fitted[name] for name in ("temperature", "calibrated_nll")}
     return result
 
 

@@ -11,6 +11,19 @@ from torch.nn import functional
 from engine.metrics import CalibrationError, LogitGap
 
 
+def forward(
+    model: nn.Module,
+    transform: Callable[[Tensor], Tensor],
+    autocast: Callable[[], torch.autocast],
+    device: torch.device,
+    stored: Tensor,
+) -> Tensor:
+    """(b, side, side, 3) uint8 → (b, K) float32 logits on the device: what evaluation and prediction have in common."""
+    images = transform(stored.to(device, non_blocking=True))
+    with autocast():
+        return model(images).float()
+
+
 def create_evaluator(
     model: nn.Module,
     criterion: Callable[[Tensor, Tensor], Tensor],
@@ -29,11 +42,8 @@ def create_evaluator(
     @torch.inference_mode()
     def step(engine: Engine, batch: tuple[int, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         _, stored, labels = batch
-        images = transform(stored.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
-        with autocast():
-            logits = model(images)
-        return logits.float(), labels
+        return forward(model, transform, autocast, device, stored), labels
 
     evaluator = Engine(step)
     evaluator.add_event_handler(Events.EPOCH_STARTED, lambda: model.eval())

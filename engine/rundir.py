@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -112,6 +113,21 @@ class RunDir:
         return str(environment.get("precision", "auto")) if isinstance(environment, dict) else "auto"
 
     @property
+    def calibration(self) -> dict[str, Any] | None:
+        """What ``eval --calibrate`` wrote: temperature, and weights, the fingerprint that it is for; None before."""
+        file = self.path / "calibration.json"
+        if not file.exists():
+            return None
+        found = self._read(file.name)
+        try:
+            sound = bool(0 < found["temperature"] < math.inf) and isinstance(found["weights"], str)
+        except (TypeError, KeyError):
+            sound = False
+        if not sound:
+            raise UserError(f"{file} is damaged; delete it, or calibrate again")
+        return found
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """The rows of history.jsonl, one an epoch. A line that a crash cut short does not count."""
         file = self.path / "history.jsonl"
@@ -136,7 +152,7 @@ class RunDir:
 
     def add_history(self, row: dict[str, Any]) -> None:
         file = self.path / "history.jsonl"
-        with _named_in_errors(file), file.open("a", encoding="utf-8") as handle:
+        with named_in_errors(file), file.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
 
     def checkpoint(self, which: str) -> Path:
@@ -177,13 +193,13 @@ def is_over(history: list[dict[str, Any]], recipe: Recipe) -> bool:
 def replace_file(file: Path, text: str) -> None:
     """Write beside and rename: whoever reads ``file`` sees all of the old or all of the new."""
     temporary = file.with_name(file.name + ".tmp")
-    with _named_in_errors(file):
+    with named_in_errors(file):
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(file)
 
 
 @contextmanager
-def _named_in_errors(file: Path) -> Iterator[None]:
+def named_in_errors(file: Path) -> Iterator[None]:
     """That a write fails, as on a full disk, comes without the file's name."""
     try:
         yield

@@ -1,5 +1,6 @@
 """Weights into a model, safely: nothing is unpickled beyond tensors and plain containers."""
 
+import hashlib
 import pickle
 import sys
 import zipfile
@@ -66,6 +67,16 @@ def trained_model(file: str | Path, source: str, classes: list[str], name: str |
         raise UserError(f"{source}: of an unknown network, {name[:50]!r}") from error
     load_state(model, state_dict_of(content), source)
     return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the weights, by which a checkpoint is known under any file name. Counters are no weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in model.state_dict().items():
+        if not key.endswith(".num_batches_tracked"):
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def load_pretrained(model: nn.Module, weights: Weights, classes: list[str]) -> bool:

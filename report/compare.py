@@ -6,6 +6,7 @@ from math import inf
 
 import numpy as np
 
+from engine.calibration import best_temperature
 from engine.interval import Difference, difference_over_seeds
 from engine.recipe import option_name
 from report import figures, statistics
@@ -51,7 +52,7 @@ def results(runs: Sequence[Run]) -> Markup:
             row[7] = f"{found.logit_gap:.2f}"
             row[8] = "none" if theory is None else f"{theory:.2f}"
             row[9] = f"{found.ece:.2%}"
-            row[10] = f"{statistics.best_temperature(found.logits, found.labels):.3f}"
+            row[10] = f"{best_temperature(found.logits, found.labels):.3f}"
         row[11] = f"{sum(each['seconds'] for each in run.history):,.0f} s"
         rows.append(row)
     return table([*head, "ECE", "temperature", "time"], rows)

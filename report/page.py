@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from engine.calibration import best_temperature, log_softmax, nll
 from engine.recipe import Recipe, option_name
 from engine.rundir import replace_file
 from report import figures, statistics
@@ -175,8 +176,8 @@ def gap(run: Run, found: Evaluation, drawn: dict[str, Figure]) -> Markup:
 
 def calibration(found: Evaluation, drawn: dict[str, Figure]) -> Markup:
     logits, labels = found.logits, found.labels
-    temperature = statistics.best_temperature(logits, labels)
-    before, after = (statistics.nll(each, labels) for each in (logits, logits / temperature))
+    temperature = best_temperature(logits, labels)
+    before, after = (nll(each, labels) for each in (logits, logits / temperature))
     shown = [
         ("expected calibration error", f"{found.ece:.2%}"),
         ("calibrating temperature", f"{temperature:.3f}"),
@@ -224,7 +225,7 @@ def mistakes(run: Run, found: Evaluation) -> Markup:
     if "thumbnails" not in found.pictures:
         return section(title, missing("The evaluation kept no pictures. To make them: ", run))
     _, rows = found.pictures["thumbnails"]
-    confidence = np.exp(statistics.log_softmax(found.logits[rows]).max(axis=1))
+    confidence = np.exp(log_softmax(found.logits[rows]).max(axis=1))
     shown = []
     for pixels, row, sure in zip(*found.pictures["thumbnails"], confidence, strict=True):
         true, taken = run.classes[found.labels[row]], run.classes[found.predictions[row]]

@@ -4,36 +4,13 @@ from math import log
 
 import numpy as np
 
+from engine.calibration import log_softmax
 from engine.interval import Difference
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def theoretical_gap(classes: int, smoothing: float) -> float | None:
     """log((K − 1)(1 − ε) / ε), where label smoothing has its optimum (section 5.2); None at ε = 0: there is none."""
     return log((classes - 1) * (1 - smoothing) / smoothing) if smoothing else None
-
-
-def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
-
-
-def best_temperature(logits: np.ndarray, labels: np.ndarray, most: float = 20.0) -> float:
-    """The T from 1 / ``most`` to ``most`` at which logits / T have the smallest nll (Guo et al. 2017).
-
-    In 1 / T the nll is convex: its slope, the mean of E[logit] − logit of the label, is bisected. Where every picture
-    is right, or where guessing is best, it ends at a bound.
-    """
-    of_label = logits[np.arange(len(labels)), labels]
-    low, high = -log(most), log(most)  # of log(1 / T)
-    for _ in range(24):
-        middle = (low + high) / 2
-        expected = (np.exp(log_softmax(np.exp(middle) * logits)) * logits).sum(axis=1)
-        low, high = (low, middle) if np.mean(expected - of_label) > 0 else (middle, high)
-    return float(np.exp(-(low + high) / 2))
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

@@ -486,7 +486,7 @@ def test_without_a_command_there_is_one_line(plumage):
     assert "--help" in err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["ablate"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["ablate"], ["report"], ["predict"], ["export"]])
 def test_help_needs_no_torch(start, command):
     process = start(*command, "--help")
     assert "--help" in process.communicate()[0]

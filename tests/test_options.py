@@ -19,9 +19,17 @@ WORK = {
     "eval": ["engine.evaluate.recall_dataset", "engine.evaluate.read_all"],
     "ablate": ["engine.ablate.train_one"],
     "report": ["report.page.write_report"],
+    "predict": ["engine.predict.predict"],
+    "export": ["engine.export.read_examples"],
 }
 ACCEPTED = 77  # the exit code there
-GIVEN = {"train": ["--data", "photos", "--weights", "none"], "eval": [], "report": []}
+GIVEN = {
+    "train": ["--data", "photos", "--weights", "none"],
+    "eval": [],
+    "report": [],
+    "predict": ["photos"],
+    "export": [],
+}
 GIVEN["ablate"] = [*GIVEN["train"], "--vary", "schedule=cosine,step"]
 RULES = {field.name: field.metadata["must_be"][1] for field in fields(Recipe) if field.metadata["must_be"]}
 # What a number has to be besides, where the other options are GIVEN or left to the finetune preset.
@@ -42,8 +50,9 @@ OPTIONS = [
     for command in main.cli.commands.values()
     for option in command.params
     if isinstance(option, click.Option)
-    # An ablation reads these when their trial's turn comes; one that fails takes no other along.
-    and (command.name, option.name) not in {("ablate", "weights"), ("ablate", "teacher")}
+    # An ablation reads these when their trial's turn comes; one that fails takes no other along. An export needs the
+    # cache for the birds alone.
+    and (command.name, option.name) not in {("ablate", "weights"), ("ablate", "teacher"), ("export", "cache")}
 ]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy import optimize, stats
+from scipy import stats
 from sklearn import metrics
 
 from engine.metrics import logit_gap
@@ -21,28 +21,6 @@ def test_the_gap_in_theory():
     target = torch.full((1, 200), 0.1 / 199)
     target[0, 3] = 0.9
     assert logit_gap(target.log()).item() == pytest.approx(statistics.theoretical_gap(200, 0.1))
-
-
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-def test_temperature_by_a_direct_search(scale):
-    logits, labels = outputs(scale=scale)
-    found = statistics.best_temperature(logits, labels)
-
-    def loss(log_temperature):
-        scaled = logits / np.exp(log_temperature)
-        return metrics.log_loss(labels, np.exp(statistics.log_softmax(scaled)), labels=range(7))
-
-    reference = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
-    assert found == pytest.approx(np.exp(reference.x), rel=1e-4)
-    assert statistics.nll(logits / found, labels) == pytest.approx(reference.fun, abs=1e-9)
-
-
-def test_temperature_ends_at_its_bound_where_all_is_right():
-    assert statistics.best_temperature(np.eye(3), np.arange(3)) == pytest.approx(1 / 20, rel=1e-4)
-
-
-def test_nll_of_logits_that_overflow():
-    assert statistics.nll(np.array([[1e4, 0.0]]), np.array([1])) == pytest.approx(1e4)
 
 
 def test_confusions_as_scikit_learn_counts_them():

@@ -1,0 +1,76 @@
+"""Probabilities that can be trusted: a temperature for a run's logits, fitted on its validation pictures.
+
+Guo et al., "On Calibration of Modern Neural Networks" (2017). Logits are (n, K) float64 and labels (n,) int64.
+"""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from engine.rundir import RunDir
+from errors import UserError
+
+log = logging.getLogger("plumage")
+
+MOST = 20.0
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray, most: float = MOST) -> float:
+    """The T from 1 / ``most`` to ``most`` at which logits / T have the smallest nll (Guo et al. 2017).
+
+    In 1 / T the nll is convex: its slope, the mean of E[logit] − logit of the label, is bisected. Where every picture
+    is right, or where guessing is best, it ends at a bound.
+    """
+    of_label = logits[np.arange(len(labels)), labels]
+    low, high = -math.log(most), math.log(most)  # of log(1 / T)
+    for _ in range(24):
+        middle = (low + high) / 2
+        expected = (np.exp(log_softmax(np.exp(middle) * logits)) * logits).sum(axis=1)
+        low, high = (low, middle) if np.mean(expected - of_label) > 0 else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def calibrate(run: RunDir, logits: np.ndarray, labels: np.ndarray, checkpoint: str, weights: str) -> dict[str, Any]:
+    """Fit a temperature and write calibration.json, which is returned. Raises UserError where none is best.
+
+    checkpoint: what the logits are of, for the reader; weights: the same by its fingerprint, for ``temperature_for``.
+    """
+    logits = logits.astype(np.float64)
+    temperature = best_temperature(logits, labels)
+    if abs(math.log(temperature)) > math.log(MOST) - 1e-3:
+        what = "all are right" if temperature < 1 else "none is better than a guess"
+        raise UserError(
+            f"--calibrate: {len(labels)} validation pictures tell no temperature: {what}; take more of them"
+        )
+    result = {
+        "temperature": temperature,
+        "n": len(labels),
+        "nll": nll(logits, labels),
+        "calibrated_nll": nll(logits / temperature, labels),
+        "checkpoint": checkpoint,
+        "weights": weights,
+    }
+    run.write_json("calibration.json", result)
+    return result
+
+
+def temperature_for(run: RunDir, weights: str) -> float:
+    """What logits of the checkpoint with this fingerprint are to be divided by; 1 where the run was not calibrated."""
+    found = run.calibration
+    if found is None:
+        return 1.0
+    if found["weights"] != weights:
+        log.warning(f"{run.path / 'calibration.json'} is of another checkpoint and is not used; eval --calibrate again")
+        return 1.0
+    return float(found["temperature"])

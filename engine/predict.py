@@ -1,0 +1,177 @@
+"""A run's model on pictures that have no labels: files in a stream, or whatever Python hands over."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.augment import Transform
+from data.cores import usable_cores
+from data.decode import decode_or_reason, to_square
+from data.sources import list_pictures
+from data.store import map_ahead
+from engine.calibration import temperature_for
+from engine.evaluator import forward
+from engine.machine import Machine
+from engine.output import text_output
+from engine.rows import Table
+from engine.rundir import RunDir
+from errors import UserError
+from models.weights import fingerprint, trained_model
+
+log = logging.getLogger("plumage")
+
+Picture: TypeAlias = str | Path | Image.Image
+
+
+class Prediction(NamedTuple):
+    """The most probable class, its probability, and those of all classes by name."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Pictures → probabilities, prepared and computed as evaluation does: the same size, crop, batches and precision.
+
+    temperature: what the logits are divided by. tta: the mean of a picture's probabilities and of its mirror image's.
+    workers: threads that decode.
+    """
+
+    model: nn.Module
+    classes: list[str]
+    size: int
+    view: Transform
+    batch_size: int
+    machine: Machine
+    temperature: float
+    tta: bool
+    workers: int
+
+    def __call__(self, pictures: Iterable[Picture]) -> list[Prediction]:
+        """Of each, in their order. Raises ValueError, naming it, on the first that cannot be read."""
+        if isinstance(pictures, Picture):
+            raise TypeError("needs a list of pictures, even of one: predictor([picture])")
+        pictures, predictions = list(pictures), []
+        for picture, found in zip(pictures, self.stream(pictures), strict=True):
+            if isinstance(found, str):
+                raise ValueError(f"{picture}: {found}")
+            label = int(found.argmax())
+            by_name = dict(zip(self.classes, found.tolist(), strict=True))
+            predictions.append(Prediction(self.classes[label], float(found[label]), by_name))
+        return predictions
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[np.ndarray | str]:
+        """(K,) float64 probabilities of each, in their order, or why it cannot be read. Memory stays flat."""
+        # Not as a context: a stream that is left early must not wait in the garbage collector, see data/loader.py.
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            decode = partial(read_picture, size=self.size)
+            decoded = map_ahead(pool, decode, pictures, self.batch_size + 2 * self.workers)
+            for group in in_batches(decoded, self.batch_size):
+                readable = [picture for picture in group if not isinstance(picture, str)]
+                rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))) if readable else ())
+                yield from (picture if isinstance(picture, str) else next(rows) for picture in group)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @torch.inference_mode()
+    def probabilities(self, stored: Tensor) -> np.ndarray:
+        """(b, size, size, 3) uint8 → (b, K) float64, in which different logits stay different."""
+        views = [self.view.center, lambda stored: self.view.center(stored).flip(3)][: 1 + self.tta]
+        run = partial(forward, self.model, autocast=self.machine.autocast, device=self.machine.device, stored=stored)
+        each = [(run(transform=view).cpu().double() / self.temperature).softmax(dim=1) for view in views]
+        return torch.stack(each).mean(dim=0).numpy()
+
+
+def load_predictor(
+    run: RunDir,
+    machine: Machine,
+    checkpoint: str = "best",
+    calibrated: bool = True,
+    tta: bool = False,
+    workers: int | None = None,
+) -> Predictor:
+    """checkpoint: best, last or a file. calibrated: with the run's temperature, where it is this checkpoint's."""
+    recipe, classes, file = run.recipe, run.classes, run.checkpoint(checkpoint)
+    model = trained_model(file, f"--checkpoint {file}", classes, recipe.model)
+    temperature = temperature_for(run, fingerprint(model)) if calibrated else 1.0
+    model = model.to(machine.device).eval()
+    if machine.compile:
+        model.compile()
+    view = Transform(recipe.crop).to(machine.device)
+    threads = workers or usable_cores()
+    return Predictor(model, classes, recipe.resize, view, recipe.batch_size, machine, temperature, tta, threads)
+
+
+def list_inputs(inputs: Iterable[str]) -> list[str]:
+    """The pictures that the command line names. ``-`` stands for the lines of standard input, each a file or folder."""
+    named: list[str] = []
+    for name in inputs:
+        if name == "-":
+            lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer]
+            named += [line for line in lines if line.strip()]
+        else:
+            named.append(name)
+    if not named:
+        raise UserError("-: standard input names no pictures; give a file or folder a line")
+    return list_pictures(named)
+
+
+def predict(predictor: Predictor, paths: list[str], table: Table, output: Path | None, skip_unreadable: bool) -> None:
+    """Write a row for each of ``paths``, to standard output without ``output``.
+
+    A file that cannot be read is named; its row has no label, or with skip_unreadable there is none. Raises UserError
+    without the latter, when all is written.
+    """
+    unreadable = 0
+    hidden = True if output is None and sys.stdout.isatty() else None  # None: where standard error is no terminal
+    with text_output(output) as out, tqdm(desc="predicting", total=len(paths), unit="img", disable=hidden) as bar:
+        write = table.writer(out)
+        for path, found in zip(paths, predictor.stream(paths), strict=True):
+            bar.update()
+            if not isinstance(found, str):
+                write(path, found)
+                continue
+            unreadable += 1
+            with tqdm.external_write_mode(sys.stderr):
+                log.warning(f"{path}: {found}")
+            if not skip_unreadable:
+                write(path, None)
+    if unreadable and not skip_unreadable:
+        raise UserError(
+            f"{unreadable} of {len(paths)} pictures cannot be read: their rows have no label; "
+            "--skip-unreadable leaves them out"
+        )
+
+
+def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[np.ndarray | str]]:
+    """``decoded`` in groups of ``size`` pictures, in which reasons do not count: the batches that evaluation makes."""
+    group: list[np.ndarray | str] = []
+    pictures = 0
+    for item in decoded:
+        group.append(item)
+        pictures += not isinstance(item, str)
+        if pictures == size:
+            yield group
+            group, pictures = [], 0
+    if group:
+        yield group
+
+
+def read_picture(picture: Picture, size: int) -> np.ndarray | str:
+    """(size, size, 3) uint8 as ``decode`` makes it, or why it cannot. An image of Python's is not changed."""
+    return to_square(picture, size) if isinstance(picture, Image.Image) else decode_or_reason(Path(picture), size)

@@ -1,0 +1,423 @@
+"""Prediction, from Python and by the real command."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLIPART, ROOT, TINY, draw_photos
+from PIL import Image
+
+from engine.predict import in_batches
+from engine.rows import Table
+from errors import UserError
+from plumage import load
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """``photos``, and ``runs/photos-1``, which was trained on them; its 12 validation pictures are copied to ``val``.
+
+    A fifth of the pictures is in another's folder, so that no model can be right, nor sure, of all.
+    """
+    folder = tmp_path_factory.mktemp("home")
+    draw_photos(folder / "photos", 20)
+    classes = sorted(path for path in (folder / "photos").iterdir())
+    for number in range(4):
+        first, *_ = [kind / f"{number}.jpg" for kind in classes]
+        first.rename(folder / "kept.jpg")
+        for kind, other in zip(classes, [*classes[1:], None], strict=True):
+            (other / f"{number}.jpg" if other else folder / "kept.jpg").rename(kind / f"{number}.jpg")
+    command = ["train", "--data", folder / "photos", *TINY, "--epochs", "6", "--lr", "0.01", "--smoothing", "0.1"]
+    command += ["--cache", folder / "cache", "--run", folder / "runs" / "photos-1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with (folder / "runs" / "photos-1" / "split.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["split"] == "val":
+                (folder / "val" / row["label"]).mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / "photos" / row["path"], folder / "val" / row["path"])
+    return folder
+
+
+@pytest.fixture
+def run(home):
+    yield home / "runs" / "photos-1"
+    (home / "runs" / "photos-1" / "calibration.json").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def predict(plumage, run):
+    return lambda *arguments: plumage("predict", "--run", run, *arguments)
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def error_of(err):
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
+
+
+def test_on_the_validation_pictures_it_is_the_evaluation_to_the_bit(plumage, predict, home, run):
+    """In batches of 8 and 4, as there."""
+    code, out, _ = plumage("eval", "--run", run, "--json")
+    assert code == 0
+    code, text, err = predict(home / "val", "--probabilities")
+    assert (code, err) == (0, "")
+    found = rows(text)
+    assert [row["path"] for row in found] == sorted(str(path) for path in (home / "val").rglob("*.jpg"))
+    right = [row["label"] == Path(row["path"]).parent.name for row in found]
+    assert np.mean(right) == json.loads(out)["accuracy"]
+
+    logits = torch.from_numpy(np.load(run / "eval-val.npz")["logits"]).double()
+    classes = json.loads((run / "classes.json").read_text())
+    predicted = load(run)([row["path"] for row in found])
+    expected = logits.softmax(dim=1)
+    assert [list(one.probabilities.values()) for one in predicted] == expected.tolist()
+    assert [one.label for one in predicted] == [row["label"] for row in found]
+    for row, line in zip(found, expected.tolist(), strict=True):
+        assert [float(row[name]) for name in classes] == [float(f"{value:.6g}") for value in line]
+        assert float(row["probability"]) == max(float(row[name]) for name in classes)
+
+
+def test_python_takes_files_and_images_and_changes_none(run, home):
+    files = sorted((home / "val").rglob("*.jpg"))
+    turned = Image.open(files[0]).rotate(90, expand=True)
+    turned.getexif()[0x0112] = 6  # upright again when turned by 270°
+    before = turned.tobytes()
+    predictor = load(str(run))
+    from_file, from_image, from_turned = predictor([str(files[0]), Image.open(files[0]), turned])
+    assert from_image == from_file == from_turned
+    assert turned.tobytes() == before
+    assert from_file.probability == max(from_file.probabilities.values())
+    assert from_file.probabilities[from_file.label] == from_file.probability
+    assert sum(from_file.probabilities.values()) == pytest.approx(1)
+    assert predictor([]) == []
+
+
+def test_python_gets_ordinary_exceptions(run, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.jpg: "):
+        load(run)([tmp_path / "text.jpg"])
+    with pytest.raises(TypeError, match="list"):
+        load(run)(tmp_path / "text.jpg")
+    with pytest.raises(ValueError, match="none"):
+        load(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"none\.pt does not exist"):
+        load(run, checkpoint="none.pt", device="cpu")
+
+
+def test_the_lines_of_the_readme(home, monkeypatch, tmp_path, capsys):
+    lines = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    shutil.copytree(home / "runs" / "photos-1", tmp_path / "runs" / "birds-1")
+    for name in re.findall(r'"([^"]+\.jpg)"', lines):
+        shutil.copy(home / "val" / "red apple" / next((home / "val" / "red apple").iterdir()).name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len([line for line in lines.splitlines() if line]) == 4
+    exec(lines, {})
+    label, probability = capsys.readouterr().out.splitlines()[0].rsplit(" ", 1)
+    assert label in {path.name for path in (home / "photos").iterdir()}
+    assert 1 / 3 < float(probability) <= 1
+
+
+def test_the_mean_with_the_mirror_image(run, home):
+    image = Image.open(next((home / "val").rglob("*.jpg")))
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    plain = load(run)
+    one, other = (plain([each])[0].probabilities for each in (image, mirrored))
+    both = load(run, tta=True)([image])[0].probabilities
+    assert one != pytest.approx(other, abs=1e-4)
+    assert both == pytest.approx({name: (one[name] + other[name]) / 2 for name in one}, abs=1e-6)
+
+
+def test_calibration_is_kept_and_used_for_its_checkpoint_alone(plumage, predict, run, home, tmp_path):
+    evaluation = json.loads(plumage("eval", "--run", run, "--json")[1])
+    raw = predict(home / "val", "--probabilities")[1]
+    code, out, err = plumage("eval", "--run", run, "--calibrate", "--json")
+    arrays = np.load(run / "eval-val.npz")
+    assert code == 0, err
+    fitted = json.loads(out)
+    assert {name: fitted[name] for name in evaluation} == evaluation
+    kept = json.loads((run / "calibration.json").read_text())
+    assert (kept["n"], kept["checkpoint"], kept["nll"]) == (12, "best", pytest.approx(evaluation["nll"], abs=1e-6))
+    assert kept["calibrated_nll"] == fitted["calibrated_nll"] < kept["nll"]
+
+    logits = torch.from_numpy(arrays["logits"]).double() / kept["temperature"]
+    files = sorted((home / "val").rglob("*.jpg"))
+    found = [list(one.probabilities.values()) for one in load(run)(files)]
+    assert found == logits.softmax(dim=1).tolist()
+    assert -np.log([row[label] for row, label in zip(found, arrays["labels"], strict=True)]).mean() == pytest.approx(
+        kept["calibrated_nll"]
+    )
+    assert predict(home / "val", "--probabilities", "--no-calibration")[1] == raw
+    assert predict(home / "val", "--probabilities")[1] != raw
+    # The same weights under another name, and others.
+    saved = torch.load(run / "checkpoints" / "best.pt")
+    torch.save(saved["model"], tmp_path / "bare.pt")
+    saved["model"]["fc.bias"] += 0.01
+    torch.save(saved, tmp_path / "other.pt")
+    code, calibrated, err = predict(home / "val", "--checkpoint", tmp_path / "bare.pt")
+    assert (code, calibrated, err) == (0, predict(home / "val")[1], "")
+    code, _, err = predict(home / "val", "--checkpoint", tmp_path / "other.pt")
+    assert code == 0
+    assert "calibration.json is of another checkpoint" in err
+
+
+def test_calibration_on_other_pictures_is_refused(plumage, run, home):
+    for options in (["--split", "train"], ["--split", "all"], ["--data", home / "val"]):
+        code, out, err = plumage("eval", "--run", run, "--calibrate", *options)
+        assert (code, out) == (2, "")
+        assert "--calibrate" in error_of(err)
+    assert not (run / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"temperature": 0, "weights": ""}', '{"temperature": "1"}'])
+def test_a_damaged_calibration_is_named(predict, run, home, content):
+    (run / "calibration.json").write_text(content)
+    code, out, err = predict(home / "val")
+    assert (code, out) == (2, "")
+    assert "calibration.json" in error_of(err)
+    assert predict(home / "val", "--no-calibration")[0] == 0
+
+
+def test_ranks_labels_ids_and_columns(predict, home, run):
+    classes = json.loads((run / "classes.json").read_text())
+    everything = rows(predict(home / "val", "--probabilities")[1])
+    ranked = rows(predict(home / "val", "--top-k", "9", "--label", "index")[1])
+    assert list(ranked[0]) == ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
+    for row, all_of_it in zip(ranked, everything, strict=True):
+        order = sorted(classes, key=lambda name: -float(all_of_it[name]))
+        assert [classes[int(row[column])] for column in ("label", "label_2", "label_3")] == order
+        assert [row[column] for column in ("probability", "probability_2")] == [all_of_it[name] for name in order[:2]]
+    file = home / "val" / everything[0]["path"]
+    named = rows(predict(file, "--columns", "Id,Category", "--id", "name", "--top-k", "2")[1])
+    assert list(named[0]) == ["Id", "Category", "Category_2"]
+    assert named[0]["Id"] == file.name
+    assert list(rows(predict(file, "--columns", "id", "--id", "stem", "--probabilities")[1])[0]) == ["id", *classes]
+
+
+def test_json_lines(predict, home, tmp_path, run):
+    classes = json.loads((run / "classes.json").read_text())
+    (tmp_path / "z.jpg").write_text("no picture")
+    file = str(next((home / "val").rglob("*.jpg")))
+    code, out, _ = predict(file, tmp_path / "z.jpg", "--format", "jsonl", "--probabilities", "--top-k", "2")
+    assert code == 2
+    found = {row["path"]: row for row in map(json.loads, out.splitlines())}
+    assert list(found[file]["probabilities"]) == classes
+    assert found[file]["probability"] == max(found[file]["probabilities"].values())
+    assert found[str(tmp_path / "z.jpg")]["label"] is None
+
+
+def test_what_cannot_be_read_has_no_label_and_costs_the_exit_code(predict, home, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(home / "val", folder)
+    (folder / "0, broken.jpg").write_bytes(next((home / "val").rglob("*.jpg")).read_bytes()[:200])
+    (folder / "sub").mkdir()
+    (folder / "sub" / "empty.png").touch()
+    whole = predict(home / "val")[1].replace(str(home / "val"), str(folder)).splitlines()
+    code, out, err = predict(folder, "-o", tmp_path / "p.csv")
+    assert (code, out) == (2, "")
+    assert error_of(err).startswith("error: 2 of 14 pictures cannot be read")
+    assert {line.partition(": ")[0] for line in err.splitlines()[:-1]} == {
+        str(folder / "0, broken.jpg"),
+        str(folder / "sub" / "empty.png"),
+    }
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines == [whole[0], f'"{folder}/0, broken.jpg",,', *whole[1:], f"{folder}/sub/empty.png,,"]
+    code, out, err = predict(folder, "--skip-unreadable")
+    assert (code, out.splitlines()) == (0, whole)
+    assert len(err.splitlines()) == 2
+
+
+def test_batches_do_not_count_what_cannot_be_read():
+    picture = np.zeros((1, 1, 3), np.uint8)
+    stream = ["a", picture, picture, "b", picture, "c"]
+    groups = [[isinstance(item, str) for item in group] for group in in_batches(stream, 2)]
+    assert groups == [[True, False, False], [True, False, True]]
+    assert list(in_batches([], 2)) == []
+
+
+def test_a_list_on_standard_input_with_blank_lines(predict, home, monkeypatch):
+    files = sorted(str(path) for path in (home / "val").rglob("*.jpg"))
+    listed = "\r\n\n".join([files[3], str(home / "val" / "red apple"), " ", files[3], files[0]]).encode() + b"\n\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    code, out, _ = predict("-")
+    assert code == 0
+    inside = [file for file in files if "red apple" in file]
+    assert [row["path"] for row in rows(out)] == sorted({files[0], files[3], *inside})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n \n")))
+    code, out, err = predict("-")
+    assert (code, out) == (2, "")
+    assert "standard input names no pictures" in error_of(err)
+
+
+@pytest.mark.parametrize(
+    ("text", "leaves"),
+    [
+        ("id,label\n{1},x\n{0},y\n", [1, 0]),
+        ("\ufeffid,label\r\n{2},x\r\n", [2]),
+        ("{1}\n\n{0}\n", [1, 0]),
+        ("name\n{1}\n", [1]),
+        ('"{1}"\n', [1]),
+    ],
+)
+def test_rows_as_a_list_or_a_sample_submission_has_them(predict, tmp_path, home, text, leaves):
+    folder = tmp_path / "test"
+    folder.mkdir()
+    names = ["b, 1", "a", "c"]
+    for name, file in zip(names, (home / "val").rglob("*.jpg"), strict=False):
+        shutil.copy(file, folder / f"{name}.jpg")
+    quoted = [f'"{name}"' if "," in name and "," in text else name for name in names]
+    (tmp_path / "order.csv").write_text(text.format(*quoted))
+    code, _, err = predict(
+        folder, "--id", "stem", "--columns", "name,label", "--order", tmp_path / "order.csv", "-o", tmp_path / "s.csv"
+    )
+    assert code == 0, err
+    assert [row["name"] for row in rows((tmp_path / "s.csv").read_text())] == [names[row] for row in leaves]
+    assert f"leaves out {3 - len(leaves)} pictures" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,label\n0,x\nnone,y\ngone,y\n", "2 of its 3 pictures are missing"),
+        ("first\n0\n", "1 of its 2 pictures are missing"),  # which may be no header
+        ("id,label\n", "names no pictures"),
+        ("\n", "names no pictures"),
+        ("0\n0\n", "'0' twice"),
+    ],
+)
+def test_an_order_that_does_not_fit(predict, home, tmp_path, text, says):
+    (tmp_path / "order.csv").write_text(text)
+    shutil.copy(next((home / "val").rglob("*.jpg")), tmp_path / "0.jpg")
+    code, out, err = predict(tmp_path / "0.jpg", "--id", "stem", "--order", tmp_path / "order.csv")
+    assert (code, out) == (2, "")
+    assert says in error_of(err)
+
+
+def test_two_pictures_of_one_name(predict, home):
+    code, out, err = predict(home / "photos", "--id", "name")
+    assert (code, out) == (2, "")
+    assert "0.jpg" in error_of(err)
+    assert "--id path" in err
+
+
+def test_columns_that_say_nothing():
+    with pytest.raises(UserError, match="--columns id: names no label"):
+        Table(["a", "b"], columns=("id",))
+
+
+def test_bad_input_is_one_line(predict, plumage, home, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden.jpg").touch()
+    (tmp_path / "exists.csv").write_text("mine")
+    picture, empty = next((home / "val").rglob("*.jpg")), tmp_path / "empty"
+    for arguments, says in (
+        ([tmp_path / "a.jpg", picture, tmp_path / "b.jpg"], "a.jpg"),
+        ([empty], "holds no pictures"),
+        ([picture, "-o", tmp_path / "exists.csv"], "--force"),
+        ([picture, "-o", tmp_path / "none" / "p.csv"], "none"),
+        ([picture, "-o", "/dev/null", "--force"], "no regular file"),
+        ([picture, "--checkpoint", tmp_path / "none.pt"], "none.pt"),
+        ([picture, "--columns", "a,b,c,d"], "--columns"),
+        ([], "INPUT"),
+    ):
+        code, out, err = predict(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert says in error_of(err), arguments
+    assert (tmp_path / "exists.csv").read_text() == "mine"
+    assert predict(picture, "-o", tmp_path / "exists.csv", "--force")[0] == 0
+    assert (tmp_path / "exists.csv").read_text().startswith("path,label,probability\n")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_checkpoint_of_other_classes(predict, run, home, tmp_path):
+    saved = torch.load(run / "checkpoints" / "best.pt")
+    torch.save({**saved, "classes": ["a", "b", "c"]}, tmp_path / "c.pt")
+    code, out, err = predict(home / "val", "--checkpoint", tmp_path / "c.pt")
+    assert (code, out) == (2, "")
+    assert "other classes" in error_of(err)
+
+
+def test_a_stopped_prediction_leaves_no_half_file(predict, home, tmp_path, monkeypatch):
+    def stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("engine.predict.Predictor.probabilities", stop)
+    code, _, _ = predict(home / "val", "-o", tmp_path / "p.csv")
+    assert code == 143
+    assert not list(tmp_path.glob("p.csv*"))
+
+
+def test_a_closed_pipe_is_silent(run, home):
+    """More rows than a pipe holds, of a reader that takes one line."""
+    command = [sys.executable, ROOT / "main.py", "predict", "--run", run, "-"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(list(map(str, command)), stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        file = next((home / "val").rglob("*.jpg"))
+        process.stdout.close()
+        _, err = process.communicate(f"{file}\n")
+    assert (process.returncode, err) == (141, "")
+
+
+def test_paths_that_are_no_text(predict, home, tmp_path):
+    name = b"na\xffme.jpg".decode("utf-8", "surrogateescape")
+    shutil.copy(next((home / "val").rglob("*.jpg")), tmp_path / name)
+    assert predict(tmp_path / name, "-o", tmp_path / "p.csv")[0] == 0
+    assert b"na\xffme.jpg," in (tmp_path / "p.csv").read_bytes()
+    assert predict(tmp_path / name)[0] == 0
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(run, home):
+    """At most as many are decoded ahead as are named, whatever the stream holds."""
+    predictor = load(run)
+    file, taken = next((home / "val").rglob("*.jpg")), 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield file
+
+    stream = predictor.stream(endless())
+    for _ in range(41):
+        next(stream)
+    ahead = predictor.batch_size + 2 * predictor.workers
+    assert taken <= 40 + 2 * predictor.batch_size + ahead
+    stream.close()
+
+
+def test_help_explains_label_smoothing(plumage):
+    code, out, _ = plumage("eval", "--help")
+    assert code == 0
+    assert "Label smoothing never asks for more than 1 - smoothing" in " ".join(out.split())
+
+
+@pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
+def test_a_submission_for_unlabelled_clip_art(plumage, tmp_path):
+    options = ["--weights", "none", "--model", "resnet18", "--resize", "32", "--crop", "32", "--epochs", "1"]
+    data = ["--data", CLIPART / "labelled", *options, "--no-report", "--run", tmp_path / "r"]
+    assert plumage("train", *data)[0] == 0
+    files = sorted((CLIPART / "unlabelled").iterdir(), reverse=True)
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,label\n" + "".join(f"{file.stem},\n" for file in files))
+    options = ["--columns", "id,label", "--id", "stem", "--order", sample, "-o", tmp_path / "submission.csv"]
+    code, _, err = plumage("predict", CLIPART / "unlabelled", "--run", tmp_path / "r", *options)
+    assert code == 0, err
+    found = rows((tmp_path / "submission.csv").read_text())
+    assert [row["id"] for row in found] == [file.stem for file in files]
+    assert {row["label"] for row in found} <= {folder.name for folder in (CLIPART / "labelled").iterdir()}
+    assert list(found[0]) == ["id", "label"]
