@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import sys
+from contextlib import ExitStack
+from functools import partial
 from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,19 +35,27 @@ from options import (
 
 if TYPE_CHECKING:
     from data.store import Cache
+    from engine.distributed import Memory
     from engine.machine import Machine
     from engine.rundir import RunDir
+
+log = logging.getLogger("plumage")
 
 RUNS = Path("runs")
 
 
 @click.group(no_args_is_help=False)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Fine-tune ResNet-50 on your own image classes.
 
     python main.py train --data FOLDER trains on a folder with a folder of pictures per class; python main.py eval then
     says how good the result is. Without --data, 200 species of built-in birds are used.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        raise UserError(
+            f"torchrun: only train is for several processes; run python main.py {context.invoked_subcommand}"
+        )
 
 
 @cli.command()
@@ -72,22 +82,40 @@ def train(
     given = take_recipe_options(options)
     recipe = Recipe.create(given)
 
-    from engine.checkpoint import is_finished  # noqa: PLC0415 (torch takes seconds, and --help needs none)
-    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
+    from engine import distributed  # noqa: PLC0415 (torch takes seconds, and --help needs none)
+    from engine.checkpoint import is_finished  # noqa: PLC0415
     from engine.train import train as run_training  # noqa: PLC0415
 
-    found = RunDir(run) if run else (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
-    found.check_writable()
-    with found.locked():
-        if found.holds_run:
-            recipe = recipe_to_go_on_with(found, given, resume)
-        machine, cache = choose_machine(**options)
-        click.echo(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}", err=True)
-        page, finished = found.path / "report.html", is_finished(recipe, found)
-        best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
-        click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
-        if with_report and not (finished and page.exists()):
-            report_on([found], page, machine, cache)
+    machine, cache = choose_machine(**options)
+    with ExitStack() as held:
+        with distributed.joined(machine.device) as first:
+            choice = partial(open_run, held, run, given, recipe, resume, distributed.Memory())
+            found, recipe = distributed.from_first("the run's folder", choice)
+            log.info(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}")
+            page, finished = found.path / "report.html", first and is_finished(recipe, found)
+            best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
+        if first:
+            click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
+            if with_report and not (finished and page.exists()):
+                report_on([found], page, machine, cache)
+
+
+def open_run(
+    held: ExitStack, path: Path | None, given: dict[str, Any], recipe: Recipe, resume: bool, memory: "Memory"
+) -> "tuple[RunDir, Recipe]":
+    """The run to train in, locked while ``held``, and its recipe: the given one where it is new."""
+    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
+
+    if known := path or memory.run:
+        run = RunDir(known)
+    else:
+        run = (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
+    run.check_writable()
+    held.enter_context(run.locked())
+    if run.holds_run:
+        recipe = recipe_to_go_on_with(run, given, resume or memory.run == run.path)
+    memory.run = run.path
+    return run, recipe
 
 
 def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
@@ -100,7 +128,7 @@ def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cach
             run_evaluation(run, machine, cache)
         write_report([run.path for run in runs], file)
     except (Exception, UserError) as error:
-        logging.getLogger("plumage").warning(f"{file}: trained, but without a report: {' '.join(str(error).split())}")
+        log.warning(f"{file}: trained, but without a report: {' '.join(str(error).split())}")
 
 
 @cli.command("eval")
@@ -435,7 +463,7 @@ def main() -> None:
                     sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
                 )
     logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("plumage").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:
@@ -450,7 +478,7 @@ def main() -> None:
         message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    if message:
+    if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
         click.echo(f"error: {message}".replace("\n", " "), err=True)
     sys.exit(code)
 

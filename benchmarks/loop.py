@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import engine.train
 from data.cores import usable_cores
 from data.loader import Batch
+from data.share import share_of
 from engine.checkpoint import CheckpointWriter
 from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.recipe import Recipe
@@ -78,7 +79,7 @@ class Training:
         shape, classes = (recipe.batch_size, recipe.resize, recipe.resize, 3), len(CLASSES)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=rng)
         labels = torch.randint(classes, (recipe.batch_size,), generator=rng)
-        self.batches = (Batch(iteration, images, labels) for iteration in count())
+        self.batches = (Batch(iteration, images, labels, share_of(len(images), 0, 1)) for iteration in count())
 
     def plain(self, steps: int) -> float:
         """The seconds of ``steps`` steps in a plain loop."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from data.seeding import Purpose, generator
+from data.share import Share
 
 # Of ImageNet; every set of torchvision's ResNet weights was trained with them.
 MEAN = (0.485, 0.456, 0.406)
@@ -20,16 +21,18 @@ EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
-def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int) -> Tensor:
+def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int, share: Share | None = None) -> Tensor:
     """A square window at a random place of each picture, mirrored left to right with probability 1/2.
 
     (b, side, side, 3) uint8 → (b, crop, crop, 3) uint8. Draws are made on the CPU, so that every device sees the same.
+    share: which pictures of a larger batch these are, so that each sees the draws that it has in that one.
     """
     batch, side = images.shape[:2]
+    places, whole = share or (slice(None), batch)
     rng = generator(seed, Purpose.CROP, iteration)
-    top, left = rng.integers(0, side - crop + 1, (2, batch, 1))
+    top, left = rng.integers(0, side - crop + 1, (2, whole, 1))[:, places]
     across = torch.arange(crop)
-    flip = torch.from_numpy(rng.random((batch, 1)) < 0.5)
+    flip = torch.from_numpy((rng.random((whole, 1)) < 0.5)[places])
     rows = torch.from_numpy(top) + across
     columns = torch.from_numpy(left) + torch.where(flip, across.flip(0), across)
     rows, columns = (index.to(images.device, non_blocking=True) for index in (rows, columns))
@@ -141,25 +144,35 @@ class Transform(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def random(self, images: Tensor, labels: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-        """What training sees at 0-based ``iteration``, and the targets: ``labels``, or (b, classes) with mixup."""
-        views = self._augment(images, iteration)
+    def random(
+        self, images: Tensor, labels: Tensor, iteration: int, share: Share | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What training sees at 0-based ``iteration``, and the targets: ``labels``, or (b, classes) with mixup.
+
+        share: which pictures of a larger batch these are; with mixup, the first is there for the second's sake alone.
+        """
+        views = self._augment(images, iteration, share)
         if self.mixup:
-            share = generator(self.seed, Purpose.MIXUP, iteration).beta(self.mixup, self.mixup)
-            views, labels = mixup(views, labels, self.classes, share)
+            part = generator(self.seed, Purpose.MIXUP, iteration).beta(self.mixup, self.mixup)
+            views, labels = mixup(views, labels, self.classes, part)
+            if share and len(images) < share.whole:
+                views, labels = views[1:], labels[1:]
         return views.permute(0, 3, 1, 2), labels
 
     def center(self, images: Tensor) -> Tensor:
         """What evaluation sees."""
         return self.normalise(center_crop(images, self.crop)).permute(0, 3, 1, 2)
 
-    def _augment(self, images: Tensor, iteration: int) -> Tensor:
+    def _augment(self, images: Tensor, iteration: int, share: Share | None) -> Tensor:
         if self.augment == "crop":
-            return self.normalise(random_crop_flip(images, self.crop, self.seed, iteration))
-        views = resized_crop(images, *random_windows(len(images), self.seed, iteration), self.crop)
+            return self.normalise(random_crop_flip(images, self.crop, self.seed, iteration, share))
+        places, whole = share or (slice(None), len(images))
+        windows, flip = random_windows(whole, self.seed, iteration)
+        views = resized_crop(images, windows[:, places], flip[places], self.crop)
         if self.augment == "resized-crop":
             return self.normalise(views)
-        return apply_colours(views, *colour_maps(*random_colours(len(images), self.seed, iteration)))
+        coefficients, noise = random_colours(whole, self.seed, iteration)
+        return apply_colours(views, *colour_maps(coefficients[:, places], noise[places]))
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB from 0 to 255 in the last dimension → float32, (x/255 − mean) / std."""

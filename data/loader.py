@@ -11,17 +11,23 @@ from torch import Tensor
 
 from data.feed import Reader
 from data.seeding import Purpose, generator
+from data.share import Share, share_of
 from data.store import map_ahead
 
 AHEAD = 2  # batches in preparation while one is being computed
+Part = tuple[int, int]  # (rank, processes): which process's share of each batch, of how many
 
 
 class Batch(NamedTuple):
-    """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64, on the CPU."""
+    """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64, on the CPU.
+
+    share: which pictures of the batch these are, where several processes share it.
+    """
 
     iteration: int
     images: Tensor
     labels: Tensor
+    share: Share
 
 
 def epoch_length(pictures: int, batch_size: int) -> int:
@@ -36,11 +42,19 @@ def epoch_order(pictures: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, start: int = 0
+    read: Reader,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    part: Part = (0, 1),
+    with_neighbour: bool = False,
 ) -> Iterator[Batch]:
     """The endless stream of training batches from iteration ``start`` on; what lies before it costs nothing.
 
     read: what data.feed.reader returns. rows: (n,) int64, the training pictures' rows in the store. labels: (n,) int64.
+    part, with_neighbour: whose share of each batch, and whether mixup will need the picture before it.
     """
     per_epoch = epoch_length(len(rows), batch_size)
 
@@ -50,22 +64,31 @@ def train_batches(
             for index in range(max(start - epoch * per_epoch, 0), per_epoch):
                 yield epoch * per_epoch + index, order[index * batch_size : (index + 1) * batch_size]
 
-    return _load(read, rows, labels, picks())
+    return _load(read, rows, labels, picks(), part, with_neighbour)
 
 
-def eval_batches(read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Every picture once, in the order of ``rows``."""
+def eval_batches(
+    read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int, part: Part = (0, 1)
+) -> Iterator[Batch]:
+    """Every picture once, in the order of ``rows``; of several processes, some may have no picture of a batch."""
     starts = range(0, len(rows), batch_size)
     picks = ((number, np.arange(len(rows))[start : start + batch_size]) for number, start in enumerate(starts))
-    return _load(read, rows, labels, picks)
+    return _load(read, rows, labels, picks, part)
 
 
 def _load(
-    read: Reader, rows: np.ndarray, labels: np.ndarray, picks: Iterable[tuple[int, np.ndarray]]
+    read: Reader,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    picks: Iterable[tuple[int, np.ndarray]],
+    part: Part,
+    with_neighbour: bool = False,
 ) -> Iterator[Batch]:
     def load(pick: tuple[int, np.ndarray]) -> Batch:
-        iteration, members = pick
-        return Batch(iteration, read(rows[members]), torch.from_numpy(labels[members]))
+        iteration, batch = pick
+        share = share_of(len(batch), *part, with_neighbour)
+        members = batch[share.places]
+        return Batch(iteration, read(rows[members]), torch.from_numpy(labels[members]), share)
 
     pool = ThreadPoolExecutor(1)
     try:

@@ -69,7 +69,7 @@ class Store:
         for file, picture in zip(files, pictures, strict=True):
             if isinstance(picture, str):
                 raise UserError(f"{file} can no longer be read ({picture}); put it back and go on with --resume")
-        return np.stack(pictures)
+        return np.stack(pictures) if pictures else np.empty((0, self.size, self.size, 3), np.uint8)
 
 
 def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
@@ -47,7 +48,7 @@ class TrainingState:
             **online,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
+            "metrics": {name: _metric_state(metric) for name, metric in self.metrics.items()},
             "trainer": self.trainer.state_dict(),
             "epoch_done": epoch_done,
             "classes": self.classes,
@@ -64,7 +65,7 @@ class TrainingState:
         if content["scaler"]:  # empty where training was in another precision
             self.scaler.load_state_dict(content["scaler"])
         for name, metric in self.metrics.items():
-            metric.load_state_dict(content["metrics"][name])
+            _load_metric(metric, content["metrics"][name])
         self.trainer.load_state_dict(content["trainer"])
 
 
@@ -134,6 +135,24 @@ def copy_checkpoint(file: Path, to: Path) -> None:
     temporary.replace(to)
     temporary.unlink(missing_ok=True)  # where both were names of one file already, replace does nothing
     _sync_folder(to.parent)
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    """Ignite's own. Of several processes it would gather tensors on GPUs, which each then unpickles on all of these."""
+    if idist.get_world_size() == 1:
+        return metric.state_dict()
+    own = {name: getattr(metric, name) for name in metric._state_dict_all_req_keys}
+    return {"__metric_state_per_rank": idist.all_gather(_copy_to_host(own))}
+
+
+def _load_metric(metric: Metric, saved: dict[str, Any]) -> None:
+    """Where there were other processes, the first takes what all had; the metrics are sums."""
+    [(key, states)] = saved.items()
+    processes = idist.get_world_size()
+    if len(states) != processes:
+        totals = {name: sum(state[name] for state in states) for name in states[0]}
+        states = [totals, *({name: 0 * value for name, value in totals.items()} for _ in range(processes - 1))]
+    metric.load_state_dict({key: states})
 
 
 def _copy_to_host(value: Any) -> Any:

@@ -9,6 +9,7 @@ from functools import cache
 from time import perf_counter
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar, TensorboardLogger
@@ -16,6 +17,7 @@ from ignite.handlers.tensorboard_logger import OutputHandler
 from ignite.metrics import Metric
 from torch import Tensor, nn
 
+from engine.distributed import any_process, first_says
 from engine.rundir import RunDir, stopped_early
 from engine.signals import StopSignals
 from errors import Diverged, Stopped
@@ -55,12 +57,23 @@ def attach_ema(trainer: Engine, model: nn.Module, decay: float) -> nn.Module:
     return ema.ema_model
 
 
-def attach_divergence_guard(trainer: Engine, loss: Metric, optimizer: torch.optim.Optimizer, every: int) -> None:
+def attach_look(trainer: Engine, metrics: dict[str, Metric], every: int) -> None:
+    """Bring trainer.state.metrics up to date, every ``every`` iterations. Attach before what reads them.
+
+    Several processes have to do so at the same time, whichever of them then looks.
+    """
+
+    @trainer.on(Events.ITERATION_COMPLETED(every=every))
+    def look() -> None:
+        trainer.state.metrics.update({name: metric.compute() for name, metric in metrics.items()})
+
+
+def attach_divergence_guard(trainer: Engine, optimizer: torch.optim.Optimizer, every: int) -> None:
     """Raise Diverged when the epoch's loss is not finite: every ``every`` iterations, and before the epoch is saved."""
 
     @trainer.on(Events.ITERATION_COMPLETED(every=every) | Events.EPOCH_COMPLETED)
     def check() -> None:
-        check_finite(loss.compute(), trainer, optimizer)
+        check_finite(trainer.state.metrics["loss"], trainer, optimizer)
 
 
 def check_finite(loss: float, trainer: Engine, optimizer: torch.optim.Optimizer) -> None:
@@ -74,7 +87,7 @@ def check_finite(loss: float, trainer: Engine, optimizer: torch.optim.Optimizer)
 
 def check_weights(weights: dict[str, Tensor], trainer: Engine, optimizer: torch.optim.Optimizer) -> None:
     """Raise Diverged where a step has ruined ``weights`` that the loss does not show yet."""
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+    if any_process(not all(bool(tensor.isfinite().all()) for tensor in weights.values())):
         check_finite(math.nan, trainer, optimizer)
 
 
@@ -90,7 +103,7 @@ def attach_progress(
         desc=label,
         unit="img",
         unit_scale=batch_size,
-        disable=None,
+        disable=None if idist.get_rank() == 0 else True,
         bar_format="{desc} {percentage:3.0f}%|{bar:20}| {rate_fmt} {remaining} left{postfix}",
     )
 
@@ -105,20 +118,23 @@ def attach_progress(
     bar.attach(engine, output_transform=lambda out: show(), event_name=Events.ITERATION_COMPLETED(event_filter=due))
 
 
-def status(metrics: dict[str, Metric], optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def status(trainer: Engine, optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """What a progress bar shows of training."""
-    now = {name: f"{metric.compute():.3f}" for name, metric in metrics.items()}
+    now = {name: f"{value:.3f}" for name, value in trainer.state.metrics.items()}
     return {**now, "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
 
 
-def attach_stop(engine: Engine, signals: StopSignals, save: Callable[[], None]) -> None:
-    """After the step in which a stop signal came: ``save``, then raise Stopped."""
+def attach_stop(engine: Engine, signals: StopSignals, save: Callable[[], None], every: int = 1) -> None:
+    """After a step in or before which a stop signal came to any process: ``save``, then raise Stopped.
 
-    @engine.on(Events.ITERATION_COMPLETED)
+    every: iterations from one look to the next, for which several processes have to wait for each other.
+    """
+
+    @engine.on(Events.ITERATION_COMPLETED(every=every))
     def stop() -> None:
-        if signals.received is not None:
+        if number := any_process(signals.received or 0):
             save()
-            raise Stopped(signals.received, "; --resume goes on from here")
+            raise Stopped(number, "; --resume goes on from here")
 
 
 def attach_history(
@@ -147,6 +163,8 @@ def attach_history(
         val = validate()
         check_finite(val["nll"], trainer, optimizer)
         done = 0 if first is None else pictures * (state.iteration - first) / state.epoch_length
+        if idist.get_rank() != 0:
+            return
         run.add_history(
             {
                 "epoch": state.epoch,
@@ -208,17 +226,17 @@ def attach_tensorboard(
     return session
 
 
-def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], minutes: float) -> None:
+def attach_checkpoints(trainer: Engine, save: Callable[[bool], None], minutes: float, every: int = 1) -> None:
     """``save`` at each epoch's end, and inside it where the last time is ``minutes`` ago. Attach after the history.
 
-    What it is told is whether the epoch is over, validated and recorded.
+    What it is told is whether the epoch is over, validated and recorded. every: as attach_stop's.
     """
     saved = perf_counter()
 
-    @trainer.on(Events.ITERATION_COMPLETED)
+    @trainer.on(Events.ITERATION_COMPLETED(every=every))
     def inside() -> None:
         nonlocal saved
-        if perf_counter() - saved >= 60 * minutes:
+        if first_says(lambda: perf_counter() - saved >= 60 * minutes):
             save(False)
             saved = perf_counter()
 
@@ -234,6 +252,6 @@ def attach_early_stopping(trainer: Engine, patience: int, run: RunDir) -> None:
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def stop() -> None:
-        if stopped_early(run.history, patience):
+        if first_says(lambda: stopped_early(run.history, patience)):
             log.info(f"stopping early: {patience} epochs were no better than the best")
             trainer.terminate()

@@ -47,13 +47,19 @@ def set_up(cores: int, deterministic: bool) -> None:
 
 def choose_device(device: str) -> torch.device:
     """``auto`` is a GPU where there is one. MPS has to be asked for: some of its operations give other numbers."""
+    if device == "cpu" and "LOCAL_RANK" in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ignite would reduce on a GPU wherever torch sees one
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         if available["mps"] and not available["cuda"]:
             log.info("computing on the CPU; --device mps is faster, but its results can differ")
-        return torch.device("cuda" if available["cuda"] else "cpu")
+        device = "cuda" if available["cuda"] else "cpu"
     if not available[device]:
         raise UserError(f"--device {device}: torch finds none on this machine; take --device auto")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun starts a process for each
+        device, there = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()
+        if int(os.environ["LOCAL_RANK"]) >= there:
+            raise UserError(f"torchrun --nproc-per-node: this machine has {there} GPUs; start no more processes")
     return torch.device(device)
 
 

@@ -63,13 +63,18 @@ class Recipe:
         AT_LEAST_0,
     )
     batch_size: int = _option(
-        64, "Pictures per step.", ("from 2, for BatchNorm, to 65536", lambda value: 2 <= value <= 65536)
+        64,
+        "Pictures per step, of all processes together.",
+        ("from 2, for BatchNorm, to 65536", lambda value: 2 <= value <= 65536),
     )
     accumulate: int = _option(
         1,
-        "Compute each step's --batch-size pictures in this many parts, one after the other, for less memory; "
+        "Compute each step's pictures, of several processes each its own, in this many parts, for less memory; "
         "BatchNorm sees the parts.",
         ("at least 1", lambda value: value >= 1),
+    )
+    sync_bn: bool = _option(
+        False, "Of several processes: let BatchNorm see the pictures of all, not only those of its own."
     )
     lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
     epochs: int = _option(

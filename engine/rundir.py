@@ -243,7 +243,8 @@ def _folders(home: Path) -> Iterator[Path]:
 
 def environment(machine: "Machine") -> dict[str, Any]:
     """What a result may depend on beyond the recipe."""
-    import torch  # noqa: PLC0415 (takes seconds, and who reads a run needs none)
+    import ignite.distributed as idist  # noqa: PLC0415 (takes seconds, and who reads a run needs none)
+    import torch  # noqa: PLC0415
 
     return {
         "python": platform.python_version(),
@@ -253,6 +254,7 @@ def environment(machine: "Machine") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": idist.get_world_size(),
         "precision": machine.precision,
         "compile": machine.compile,
         "deterministic": machine.deterministic,

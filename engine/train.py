@@ -1,12 +1,15 @@
 """train(recipe, run): the pieces put together, in the order of a method section."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -18,7 +21,7 @@ from data.loader import epoch_length, eval_batches, train_batches
 from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
-from engine import handlers
+from engine import distributed, handlers
 from engine.checkpoint import (
     CheckpointWriter,
     TrainingState,
@@ -36,6 +39,7 @@ from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
 from errors import UserError
+from models.batchnorm import synchronise
 from models.resnet import build_model, parameter_groups
 from models.weights import Weights, load_file, load_pretrained, pretrained_weights, trained_model
 
@@ -56,14 +60,14 @@ def train(
     checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
     tensorboard: log what goes into the history, and each step, for TensorBoard too.
     """
-    if is_finished(recipe, run):
+    begun, finished = distributed.from_first("a look at the run", lambda: (run.holds_run, is_finished(recipe, run)))
+    if finished:
         log.info(f"{run.path}: finished after epoch {run.history[-1]['epoch']}; nothing is left to do")
         return run.best_epoch
-    # All that can be known without decoding a picture comes first.
-    samples = None if run.holds_run else list_samples(locate(recipe.data, cache))
-    classes = samples.classes if samples else run.classes
-    teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
-    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
+    gather = partial(prepare_all, recipe, run, begun, cache)
+    dataset, teacher, pretrained = distributed.in_turns("the pictures and weights", gather)
+    check_alike(dataset, machine)
+    classes, part = dataset.samples.classes, (idist.get_rank(), idist.get_world_size())
     read = reader(dataset.store, machine.device)
     (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
     steps = epoch_length(len(train_rows), recipe.batch_size)
@@ -72,23 +76,26 @@ def train(
     trainer, writer = state.trainer, CheckpointWriter()
 
     def validate() -> dict[str, float]:
-        batches = eval_batches(read, val_rows, val_labels, recipe.batch_size)
+        distributed.take_buffers(state.average or state.model)
+        batches = eval_batches(read, val_rows, val_labels, recipe.batch_size, part)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
     logs = attach_handlers(
         state, evaluator, validate, len(train_rows), run, machine.look_every, signals, writer, checkpoint_minutes,
         tensorboard,
     )  # fmt: skip
-    if not run.holds_run:
+    if part[0] == 0 and not begun:
         begin(run, recipe, dataset, machine)
     with signals.deferred(), writer, logs:
         resume(state, run, machine.device)
-        if trainer.state.epoch < recipe.epochs and not stopped_early(run.history, recipe.early_stopping):
+        early = distributed.first_says(lambda: stopped_early(run.history, recipe.early_stopping))
+        if trainer.state.epoch < recipe.epochs and not early:
             batches = train_batches(
-                read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration
-            )
+                read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration,
+                part, with_neighbour=recipe.mixup > 0,
+            )  # fmt: skip
             trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
-    return run.best_epoch
+    return distributed.from_first("the best epoch", lambda: run.best_epoch)
 
 
 def build(
@@ -105,6 +112,9 @@ def build(
     """
     device = machine.device
     model = initial_model(recipe, pretrained, classes).to(device)
+    if recipe.sync_bn and idist.get_world_size() > 1:
+        model = synchronise(model, device)
+    network = distributed.share(model, device, recipe.freeze_backbone_epochs > 0)
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     distillation = DistillationLoss(teacher.to(device), recipe.temperature) if teacher else None
     optimizer = torch.optim.SGD(
@@ -118,15 +128,15 @@ def build(
     view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
 
     trainer = create_trainer(
-        model, optimizer, criterion, view.random, machine.autocast, scaler, device,
+        network, optimizer, criterion, view.random, machine.autocast, scaler, device,
         distillation=distillation, accumulate=recipe.accumulate, clip_grad_norm=recipe.clip_grad_norm,
     )  # fmt: skip
     average = handlers.attach_ema(trainer, model, recipe.ema) if recipe.ema else None
-    evaluator = create_evaluator(average or model, criterion, view.center, machine.autocast, device, len(classes))
+    evaluator = create_evaluator(average or network, criterion, view.center, machine.autocast, device, len(classes))
     metrics = attach_training_metrics(trainer, steps, device)
-    for network in (model, average, teacher) if machine.compile else ():
-        if network is not None:
-            network.compile()
+    for module in (network, average, teacher) if machine.compile else ():
+        if module is not None:
+            module.compile()
     return TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe), evaluator
 
 
@@ -160,18 +170,47 @@ def attach_handlers(
     handlers.attach_learning_rate(trainer, optimizer, rate)
     if recipe.freeze_backbone_epochs:
         handlers.attach_freezing(trainer, state.model, state.model.get_submodule("fc"), recipe.freeze_backbone_epochs)
-    handlers.attach_divergence_guard(trainer, metrics["loss"], optimizer, look_every)
-    status = partial(handlers.status, metrics, optimizer)
+    handlers.attach_look(trainer, metrics, look_every)
+    handlers.attach_divergence_guard(trainer, optimizer, look_every)
+    status = partial(handlers.status, trainer, optimizer)
     handlers.attach_progress(trainer, "training", recipe.batch_size, look_every, status)
     handlers.attach_progress(evaluator, "validating", recipe.batch_size, look_every)
     handlers.attach_history(trainer, validate, optimizer, pictures, run)
-    handlers.attach_checkpoints(trainer, save, checkpoint_minutes)
-    handlers.attach_epoch_line(trainer, run)
-    logs = handlers.attach_tensorboard(trainer, optimizer, look_every, run) if tensorboard else nullcontext()
+    every = 1 if idist.get_world_size() == 1 else look_every
+    handlers.attach_checkpoints(trainer, save, checkpoint_minutes, every)
+    logs: AbstractContextManager[object] = nullcontext()
+    if idist.get_rank() == 0:
+        handlers.attach_epoch_line(trainer, run)
+        logs = handlers.attach_tensorboard(trainer, optimizer, look_every, run) if tensorboard else logs
     handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
     for engine in (trainer, evaluator):
-        handlers.attach_stop(engine, signals, save)
+        handlers.attach_stop(engine, signals, save, every)
     return logs
+
+
+def prepare_all(
+    recipe: Recipe, run: RunDir, begun: bool, cache: Cache
+) -> tuple[Dataset, nn.Module | None, Weights | None]:
+    """The pictures, the teacher and the weights to start from. All that needs no decoded picture comes first."""
+    samples = None if begun else list_samples(locate(recipe.data, cache))
+    classes = samples.classes if samples else run.classes
+    teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
+    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
+    return dataset, teacher, pretrained
+
+
+def check_alike(dataset: Dataset, machine: Machine) -> None:
+    """Raises UserError where the hosts of several processes differ in what would make them train different things."""
+    if idist.get_world_size() == 1:
+        return
+    samples = dataset.samples
+    assert samples.split is not None
+    listed = repr([*zip(samples.paths, samples.labels.tolist(), samples.split.tolist(), strict=True)])
+    seen = hashlib.blake2b(listed.encode(errors="surrogateescape"), digest_size=16)
+    seen.update(dataset.store.digests[dataset.rows].tobytes())
+    distributed.must_agree(seen.hexdigest(), f"--data {samples.root}: not the same pictures on each host")
+    computes = f"{machine.device.type} {machine.precision}"
+    distributed.must_agree(computes, "--precision: auto is not the same on each host; give --device and --precision")
 
 
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
@@ -207,6 +246,10 @@ def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
     log.info(f"{classes} classes, {train} training and {val} validation pictures")
     if recipe.batch_size > train:
         log.warning(f"--batch-size {recipe.batch_size}: each step takes the {train} training pictures that there are")
+    if (idle := idist.get_world_size() - recipe.batch_size // 2) > 0:
+        log.warning(
+            f"--batch-size {recipe.batch_size}: {idle} processes have nothing to do, since each needs two pictures"
+        )
     return dataset
 
 
@@ -228,8 +271,9 @@ def save_state(state: TrainingState, run: RunDir, writer: CheckpointWriter, epoc
     handlers.check_finite(state.metrics["loss"].compute(), state.trainer, state.optimizer)
     content = state.content(epoch_done)
     handlers.check_weights(content["model"], state.trainer, state.optimizer)
-    best = epoch_done and run.best_epoch["epoch"] == state.trainer.state.epoch
-    writer.submit(partial(write_checkpoint, run, content, best))
+    if idist.get_rank() == 0:
+        best = epoch_done and run.best_epoch["epoch"] == state.trainer.state.epoch
+        writer.submit(partial(write_checkpoint, run, content, best))
 
 
 def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
@@ -240,27 +284,47 @@ def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
 
 def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     """Bring ``state`` to the last whole checkpoint, if there is one, and the run's other files with it."""
+    first, trainer = idist.get_rank() == 0, state.trainer
+    file = distributed.from_first("a look at the checkpoints", partial(last_whole, run))
+    if file is None:
+        if first:
+            run.keep_history(0)
+        return
+    saved, done = distributed.in_turns("the last checkpoint", lambda: restore(state, run, file, device))
+    distributed.must_agree(
+        f"{trainer.state.iteration}", f"{file}: not the same on each host; the run has to be on a disk that they share"
+    )
+    epochs, inside = divmod(trainer.state.iteration, saved)
+    unrecorded = not inside and not done
+    if first:
+        run.keep_history(epochs - unrecorded)
+    log.info(f"{run.path}: going on after iteration {trainer.state.iteration}")
+    if unrecorded:  # it was stopped between an epoch's last step and its row in the history
+        trainer.fire_event(Events.EPOCH_COMPLETED)
+    elif first and not inside and run.best_epoch["epoch"] == epochs:  # or perhaps between last.pt and best.pt
+        copy_checkpoint(file, run.best)
+
+
+def last_whole(run: RunDir) -> Path | None:
+    """The checkpoint to go on from. Raises UserError where the run has lost what it had."""
     saved = [file for file in (run.last, run.previous) if file.exists()]
     if not saved:
         if run.best.exists():
             raise UserError(f"{run.last} is gone, and without it this run cannot go on; start another --run")
-        run.keep_history(0)
-        return
+        return None
     file = next((file for file in saved if is_whole(file)), saved[0])
     if file != run.last:
         log.warning(f"{run.last} is damaged or gone: going on from the one before it, {file}")
+    return file
+
+
+def restore(state: TrainingState, run: RunDir, file: Path, device: torch.device) -> tuple[int, bool]:
+    """``state`` as it was; and how long an epoch is, and whether the one that ended there was recorded."""
     content = load_file(file, device)
     if content.get("classes") != state.classes:
         raise UserError(f"{file} is of other classes than {run.path / 'classes.json'}; start another --run")
     try:
         state.restore(content)
-        epochs, inside = divmod(state.trainer.state.iteration, content["trainer"]["epoch_length"])
-        unrecorded = not inside and not content["epoch_done"]
+        return content["trainer"]["epoch_length"], content["epoch_done"]
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{file} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
-    run.keep_history(epochs - unrecorded)
-    log.info(f"{run.path}: going on after iteration {state.trainer.state.iteration}")
-    if unrecorded:  # it was stopped between an epoch's last step and its row in the history
-        state.trainer.fire_event(Events.EPOCH_COMPLETED)
-    elif not inside and run.best_epoch["epoch"] == epochs:  # or perhaps between last.pt and best.pt
-        copy_checkpoint(file, run.best)

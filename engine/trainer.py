@@ -1,7 +1,10 @@
 """The train step, and what is measured while it trains."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Accuracy, Loss, Metric
@@ -13,7 +16,7 @@ def create_trainer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     criterion: Callable[[Tensor, Tensor], Tensor],
-    transform: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    transform: Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]],
     autocast: Callable[[], torch.autocast],
     scaler: torch.amp.GradScaler,
     device: torch.device,
@@ -22,35 +25,44 @@ def create_trainer(
     accumulate: int = 1,
     clip_grad_norm: float = 0.0,
 ) -> Engine:
-    """An Engine over (iteration, uint8 pictures, labels).
+    """An Engine over (iteration, uint8 pictures, labels, share), whose ``whole`` is the batch's size for all processes.
 
     Its output: ``loss`` (0-d), ``logits`` (b, K) and ``labels`` (b,), on the device; of mixed pictures, the label of
-    the one with the larger share.
+    the one with the larger share. Each process's are of its own pictures, which may be none.
 
-    transform: (uint8 pictures as stored, labels, 0-based iteration) → float pictures as the network sees them, targets.
+    transform: (uint8 pictures as stored, labels, 0-based iteration, share) → float pictures as the network sees them,
+    targets.
     distillation: (logits, pictures) → what is added to the loss.
-    accumulate: how many parts a batch is computed in; the gradient is that of the mean over the whole batch.
+    accumulate: how many parts a process computes its pictures in; the gradient is that of the mean over the batch.
     clip_grad_norm: the largest norm that the gradient may have; 0: any.
     Nothing in the step waits for the device, so that the next batch is prepared while this one is computed.
     """
+    processes, unsynchronised = idist.get_world_size(), getattr(model, "no_sync", nullcontext)
 
     def loss_of(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with autocast():
             logits = model(images)
+            if not len(images):  # a gradient of zeros, since the other processes wait for one
+                return logits.sum(), logits.detach()
             loss = criterion(logits, targets)
             return (loss + distillation(logits, images) if distillation else loss), logits.detach()
 
-    def step(engine: Engine, batch: tuple[int, Tensor, Tensor]) -> dict[str, Tensor]:
-        iteration, stored, labels = batch
+    def step(engine: Engine, batch: tuple[int, Tensor, Tensor, Any]) -> dict[str, Tensor]:
+        iteration, stored, labels, share = batch
         stored, labels = (tensor.to(device, non_blocking=True) for tensor in (stored, labels))
-        images, targets = transform(stored, labels, iteration)
+        images, targets = transform(stored, labels, iteration, share)
         optimizer.zero_grad(set_to_none=True)
-        parts = max(min(accumulate, len(images) // 2), 1)  # BatchNorm needs two pictures in each
+        # As many for each process, and two pictures in each part, for BatchNorm.
+        parts = max(min(accumulate, share.whole // processes // 2), 1)
+        weight = len(images) * processes / share.whole  # DistributedDataParallel takes the mean over the processes
         total, logits = torch.zeros((), device=device), []
-        for part, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            loss, seen = loss_of(part, wanted)
-            loss = loss * (len(part) / len(images))
-            scaler.scale(loss).backward()
+        for number, part, wanted in zip(
+            range(parts), images.tensor_split(parts), targets.tensor_split(parts), strict=True
+        ):
+            with nullcontext() if number == parts - 1 else unsynchronised():
+                loss, seen = loss_of(part, wanted)
+                loss = loss * (len(part) / max(len(images), 1))
+                scaler.scale(loss * weight).backward()
             total += loss.detach()
             logits.append(seen)
         if clip_grad_norm:

@@ -16,6 +16,7 @@ from engine.handlers import (
     attach_freezing,
     attach_history,
     attach_learning_rate,
+    attach_look,
     attach_progress,
     attach_stop,
     check_weights,
@@ -147,7 +148,8 @@ def test_divergence_is_caught_at_the_next_look_and_before_the_epoch_is_saved(bad
     losses = [1.0] * 6
     losses[at - 1] = bad
     trainer, metric, optimizer = toy_trainer(losses)
-    attach_divergence_guard(trainer, metric, optimizer, every)
+    attach_look(trainer, {"loss": metric}, every)
+    attach_divergence_guard(trainer, optimizer, every)
     saved = []
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(True))
     with pytest.raises(Diverged, match=f"at iteration {caught}, at a rate of 0.25: .*--lr"):
@@ -166,7 +168,8 @@ def test_weights_that_are_not_finite_are_divergence():
 
 def test_a_finite_loss_is_left_alone():
     trainer, metric, optimizer = toy_trainer([1e30] * 6)
-    attach_divergence_guard(trainer, metric, optimizer, 1)
+    attach_look(trainer, {"loss": metric}, 1)
+    attach_divergence_guard(trainer, optimizer, 1)
     trainer.run([0] * 6)
 
 

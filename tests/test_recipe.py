@@ -30,6 +30,7 @@ def test_the_defaults_are_the_reference_reports():
         "augment": "crop",
         "mixup": 0.0,
         "accumulate": 1,
+        "sync_bn": False,
         "teacher": "none",
         "temperature": 20.0,
         "bias_decay": True,

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -16,6 +17,7 @@ import engine.train
 import models.weights
 from data.augment import Transform
 from data.loader import Batch
+from data.share import Share
 from data.store import Cache
 from engine.checkpoint import is_whole
 from engine.evaluate import evaluate
@@ -308,7 +310,8 @@ NEEDS = {
 def test_every_option_changes_the_weights(tiny, tricks, tmp_path, monkeypatch):
     _, call = tiny
     monkeypatch.chdir(tmp_path)
-    assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset"}
+    # sync_bn is of several processes: tests/test_distributed.py
+    assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset", "sync_bn"}
 
     def weights(number, **options):
         return flat(torch.load(call(tmp_path / f"run {number}", **options).last)["model"])
@@ -376,7 +379,8 @@ def test_no_step_waits_for_the_gpu(options, precision):
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: torch.cuda.set_sync_debug_mode("error"))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=7), lambda: torch.cuda.set_sync_debug_mode("default"))
     try:
-        trainer.run((Batch(number, images, labels) for number in range(8)), max_epochs=1, epoch_length=8)
+        share = Share(np.arange(8), 8)
+        trainer.run((Batch(number, images, labels, share) for number in range(8)), max_epochs=1, epoch_length=8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert 0 < trainer.state.metrics["loss"] < 100

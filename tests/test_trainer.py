@@ -1,5 +1,6 @@
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -7,9 +8,10 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 from torch.nn import functional
 
+from data.share import Share
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
-from engine.handlers import attach_divergence_guard
+from engine.handlers import attach_divergence_guard, attach_look
 from engine.trainer import attach_training_metrics, create_trainer
 
 CPU = torch.device("cpu")
@@ -31,6 +33,7 @@ def batches(count, classes=4, size=8, last=5):
             i,
             torch.randint(256, (n, 2, 2, 3), dtype=torch.uint8, generator=generator),
             torch.randint(classes, (n,), generator=generator),
+            Share(np.arange(n), n),
         )
         for i, n in enumerate(sizes)
     ]
@@ -40,7 +43,7 @@ def view(images, iteration=0):
     return images.float() / 255 + 0.01 * iteration
 
 
-def transform(images, labels, iteration):
+def transform(images, labels, iteration, share):
     return view(images, iteration), labels
 
 
@@ -60,7 +63,7 @@ def test_the_step_is_that_of_a_plain_loop():
     model, plain = toy(), toy()
     trainer_of(model, torch.optim.SGD(model.parameters(), **options), criterion).run(data)
     optimizer = torch.optim.SGD(plain.parameters(), **options)
-    for iteration, images, labels in data:
+    for iteration, images, labels, _ in data:
         loss = criterion(plain(view(images, iteration)), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -73,7 +76,7 @@ def without_batchnorm(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).double()
 
 
-def double(images, labels, iteration):
+def double(images, labels, iteration, share):
     return view(images, iteration).double(), labels
 
 
@@ -128,7 +131,8 @@ def test_an_overflow_that_the_scaler_skips_is_no_divergence():
     trainer = trainer_of(
         model, optimizer, lambda logits, labels: 100 * functional.cross_entropy(logits, labels), scaler=scaler
     )
-    attach_divergence_guard(trainer, attach_training_metrics(trainer, 2, CPU)["loss"], optimizer, 1)
+    attach_look(trainer, attach_training_metrics(trainer, 2, CPU), 1)
+    attach_divergence_guard(trainer, optimizer, 1)
     trainer.run(batches(2))
     assert [parameter.tolist() for parameter in model.parameters()] == before
     assert scaler.get_scale() == pytest.approx(3e38 / 4, rel=1e-3)
@@ -143,7 +147,7 @@ def test_of_mixed_pictures_the_larger_share_is_the_label():
         nn.CrossEntropyLoss(),
         lambda *batch: (view(batch[0]), targets),
     )
-    trainer.run([(0, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.tensor([1, 1]))])
+    trainer.run([(0, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.tensor([1, 1]), Share(np.arange(2), 2))])
     assert trainer.state.output["labels"].tolist() == [0, 2]
 
 
@@ -166,8 +170,8 @@ def test_evaluation_agrees_with_scikit_learn(classes):
     metrics = evaluator.run(data).metrics
     model.eval()
     with torch.no_grad():
-        logits = torch.cat([model(view(images)) for _, images, _ in data])
-    labels = torch.cat([labels for _, _, labels in data])
+        logits = torch.cat([model(view(images)) for _, images, _, _ in data])
+    labels = torch.cat([labels for _, _, labels, _ in data])
     every = list(range(classes))
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
     if classes > 5:
