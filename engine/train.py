@@ -34,7 +34,7 @@ from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import RunDir, stopped_early, weights_file
+from engine.rundir import RunDir, best_of, stopped_early, weights_file
 from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
@@ -62,8 +62,9 @@ def train(
     """
     begun, finished = distributed.from_first("a look at the run", lambda: (run.holds_run, is_finished(recipe, run)))
     if finished:
-        log.info(f"{run.path}: finished after epoch {run.history[-1]['epoch']}; nothing is left to do")
-        return run.best_epoch
+        rows = distributed.from_first("the history", lambda: run.history)
+        log.info(f"{run.path}: finished after epoch {rows[-1]['epoch']}; nothing is left to do")
+        return best_of(rows)
     gather = partial(prepare_all, recipe, run, begun, cache)
     dataset, teacher, pretrained = distributed.in_turns("the pictures and weights", gather)
     check_alike(dataset, machine)

@@ -70,7 +70,7 @@ def numbered(pictures, side=8):
     """What reads a store whose picture i has i in its first pixel."""
     pixels = np.random.default_rng(0).integers(0, 256, (pictures, side, side, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(pictures)
-    return reader(Store([], side, 1, np.arange(pictures), np.zeros((0, 16)), [], pixels), CPU)
+    return reader(Store(Path(), [], side, 1, np.arange(pictures), np.zeros((0, 16)), [], pixels), CPU)
 
 
 def first(batches, count):
