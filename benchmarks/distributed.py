@@ -300,7 +300,7 @@ def train_on_hosts(folder: Path, kill: bool) -> tuple[list[int], float]:
         ]  # fmt: skip
         while kill and launchers[0].poll() is None:
             history = folder / "run" / "history.jsonl"
-            if history.exists() and history.read_text().count("\n") and (found := worker_of(launchers[1].pid)):
+            if history.exists() and history.read_text().count("\n") > 1 and (found := worker_of(launchers[1].pid)):
                 os.kill(found, signal.SIGKILL)
                 break
             time.sleep(0.05)

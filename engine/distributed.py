@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import ignite.distributed as idist
 import torch
@@ -63,14 +65,37 @@ def joined(device: torch.device) -> Iterator[bool]:
 
 
 def _meet(rank: int, device: torch.device) -> None:
-    """As idist.initialize would, were it not for the addresses of dead processes that a restart finds in the store."""
-    world, attempt = os.environ["WORLD_SIZE"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.PrefixStore(f"plumage/{attempt}/{world}", _store(master=rank == 0))  # type: ignore[attr-defined]
+    """What idist.initialize does, under a name that is this attempt's own.
+
+    Else processes that are started again would find the addresses of the dead in the store.
+    """
+    world, store = int(os.environ["WORLD_SIZE"]), _store(master=rank == 0)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    named = distributed.PrefixStore(_name_of_attempt(store, rank, world), store)  # type: ignore[attr-defined]
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=int(world), timeout=STEP)
+    distributed.init_process_group(backend, store=named, rank=rank, world_size=world, timeout=STEP)
     idist.sync()
+
+
+def _name_of_attempt(store: Any, rank: int, world: int) -> str:
+    """Made up by the first process. That it is no earlier attempt's, the others know once that one answers them.
+
+    torchrun's own count of restarts will not do: one host may count what is a change of members to another.
+    """
+    own = uuid4().hex
+    if rank == 0:
+        store.set("plumage/attempt", own)
+        for other in range(1, world):
+            store.set(f"plumage/{store.get(f'{own}/{other}').decode()}", own)
+        return own
+    deadline = monotonic() + STEP.total_seconds()
+    while not store.check([f"plumage/{own}"]):
+        if monotonic() > deadline:
+            raise RuntimeError(f"gloo: waited {STEP} for the first process")
+        store.set(f"{store.get('plumage/attempt').decode()}/{rank}", own)
+        sleep(0.05)
+    return store.get(f"plumage/{own}").decode()
 
 
 def _store(master: bool = False) -> Any:
