@@ -136,7 +136,8 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
     os.environ.update({name: str(value) for name, value in about.items()})
     torch.set_num_threads(1)
     cpu, clock, agreeing, begun = torch.device("cpu"), Clock(), 0.0, []
-    recipe = Recipe.create({"weights": "none", "batch_size": options.batch, "crop": options.crop, "model": "resnet50"})
+    sizes = {"batch_size": options.batch, "resize": options.crop, "crop": options.crop}
+    recipe = Recipe.create({"preset": "finetune", "weights": "none", **sizes})
     with ExitStack() as stack:
         stack.enter_context(distributed.joined(cpu))
         share = distributed.share
@@ -148,7 +149,6 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
         images = torch.randint(256, (len(part.places), options.crop, options.crop, 3), dtype=torch.uint8)
         batch = Batch(0, images, torch.arange(len(images)), part)
         state.optimizer.register_step_pre_hook(lambda *_: begun.append(time.perf_counter()))
-        start = time.perf_counter()
         state.trainer.run([batch] * options.steps, max_epochs=1)
         seconds = (begun[-1] - begun[1]) / (len(begun) - 2)  # without the first two, which build what the others use
         if processes > 1:

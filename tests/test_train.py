@@ -135,8 +135,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tiny, tmp_path
     _, call = tiny
     whole, random = call(tmp_path / "whole"), Transform.random
 
-    def ruined(self, images, labels, iteration):
-        views, targets = random(self, images, labels, iteration)
+    def ruined(self, images, labels, iteration, share):
+        views, targets = random(self, images, labels, iteration, share)
         return (views * math.nan if iteration == step else views), targets
 
     with monkeypatch.context() as patch:
