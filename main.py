@@ -419,8 +419,8 @@ def choose_machine(
     from engine.machine import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
 
     cores = usable_cores()
-    set_up(cores, deterministic)
     chosen = choose_device(device)
+    set_up(chosen, cores, deterministic)
     machine = Machine(chosen, choose_precision(precision, chosen, as_trained), compile, deterministic)
     return machine, Cache(cache or cache_folder(), not no_cache, workers or cores)
 

@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # an Engine that is left inside an epoch complains
-    set_up(usable_cores(), deterministic=False)
     device, draw = choose_device(args.device), Random(0)
+    set_up(device, usable_cores())
     machine = Machine(device, choose_precision("auto", device), compile=False)
     options = {"weights": "none", "resize": args.crop + 8, "crop": args.crop, "batch_size": args.batch_size}
     with tempfile.TemporaryDirectory() as folder:

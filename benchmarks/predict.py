@@ -30,7 +30,7 @@ from data.sources import list_pictures, locate
 from data.store import Cache
 from engine.criterion import LabelSmoothingLoss
 from engine.evaluator import create_evaluator
-from engine.machine import Machine, choose_device, choose_precision
+from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.predict import Predictor, load_predictor, predict
 from engine.recipe import Recipe
 from engine.rows import Table
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     device = choose_device(args.device)
+    set_up(device, usable_cores())
     machine = Machine(device, choose_precision(args.precision, device), compile=False)
     found = list_pictures([str(locate(args.data, Cache(cache_folder())))])
     files = [found[number % len(found)] for number in range(args.pictures)]

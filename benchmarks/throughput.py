@@ -4,15 +4,16 @@
 
 Each kind is a process of its own, in turns, so that all share whatever else the machine does:
 
-    bare       a plain loop with train's model, precision and memory format, over one batch that lies on the device
+    bare       a plain loop with train's model, precision, memory format and use of the machine, over one batch that
+               lies on the device
     train      `main.py train` on the JPEG files of built-in birds, 500 by 375 pixels, decoded by an earlier run
     cold       the same with an empty cache: its decoding counts
     no-cache   the same with --no-cache
     plain      what most people write: ImageFolder, torchvision's transforms, DataLoader workers, float32, .item()
     timm       timm's loader and its script's loop, with bfloat16, channels-last and workers that stay
 
-Speeds are of an epoch: bare's and train's first, with all that a first step takes; the second of plain and timm, whose
-workers have started by then. `cold` is train's speed with the seconds added that the whole command takes longer.
+Speeds are of a first epoch, with all that a first step takes, and of timm's second, since its workers have started by
+then. `cold` is train's speed with the seconds added that the whole command takes longer.
 """
 
 import argparse
@@ -37,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.birds import draw_birds
 from data.cores import usable_cores
 from engine.criterion import LabelSmoothingLoss
-from engine.machine import Machine, choose_device, choose_precision
+from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.rundir import RunDir, environment
 from models.resnet import build_model, parameter_groups
 
@@ -66,6 +67,7 @@ def rate_of(epoch: Batches, step: Callable[[Tensor, Tensor], object], device: to
 
 def bare(args: argparse.Namespace, machine: Machine) -> float:
     device = machine.device
+    set_up(device, usable_cores())
     model = build_model("resnet50", CLASSES).to(device)
     criterion = LabelSmoothingLoss(0.1, CLASSES)
     optimizer = torch.optim.SGD(parameter_groups(model, 1e-4), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
@@ -112,7 +114,7 @@ def plain(args: argparse.Namespace, machine: Machine) -> float:
         losses.append(loss.item())
 
     model.train()
-    return [rate_of(iter(loader), step, device) for _ in range(2)][-1]
+    return rate_of(iter(loader), step, device)
 
 
 def timm(args: argparse.Namespace, machine: Machine) -> float:

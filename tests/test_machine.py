@@ -60,5 +60,5 @@ def test_a_share_of_the_cores_bounds_the_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
     for cores in (2, 8):
-        set_up(cores, deterministic=False)
+        set_up(CPU, cores)
     assert calls == [2, 4]
