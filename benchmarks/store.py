@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import platform
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -93,9 +92,11 @@ def memory(folder: Path, size: int) -> tuple[int, float, float]:
 
 
 def held() -> tuple[float, float]:
-    own = re.search(r"^RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    status = Path("/proc/self/status").read_text()
+    own, peak = (re.search(rf"^{name}:\s*(\d+) kB", status, re.MULTILINE) for name in ("RssAnon", "VmHWM"))
     assert own
-    return int(own[1]) / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert peak
+    return int(own[1]) / 2**20, int(peak[1]) / 2**20
 
 
 def report(args: argparse.Namespace, folder: Path) -> Iterator[str]:
