@@ -54,7 +54,7 @@ def _keep_memory() -> None:
     """Let the C library keep what is freed, as torch does on GPUs.
 
     glibc gives blocks as large as a network's activations back to the system, and then gets them anew page by page, in
-    every step: on a CPU, up to a sixth of a training's time (benchmarks/results/memory-cpu.md).
+    every step: on a CPU, a fifth of its time (benchmarks/results/memory-cpu.md).
     """
     with suppress(AttributeError, OSError, TypeError):  # another library has no such function
         glibc = ctypes.CDLL(None)
