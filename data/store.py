@@ -186,25 +186,27 @@ def _remove_abandoned(stores: Path) -> None:
 
 
 def _decode_all(
-    root: Path, paths: list[str], size: int, workers: int, verb: str, write: Callable[[bytes], object]
+    root: Path, paths: list[str], size: int, workers: int, verb: str, write: Callable[[memoryview], object]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
     readable: list[int] = []
     digests: list[bytes] = []
     skipped: list[tuple[str, str]] = []
+    # Enough to go on with while a write waits for the disk, in 64 MiB.
+    ahead = max(2 * workers, min(32 * workers, 2**26 // (3 * size**2)))
     # Threads do: Pillow releases the interpreter's lock while it decodes and resizes.
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(desc=verb, total=len(paths), unit="img", disable=None, leave=False) as bar,
     ):
         files = (root / path for path in paths)
-        results = map_ahead(pool, partial(decode_or_reason, size=size), files, 4 * workers)
+        results = map_ahead(pool, partial(decode_or_reason, size=size), files, ahead)
         for number, picture in enumerate(results):
             bar.update()
             if isinstance(picture, str):
                 skipped.append((paths[number], picture))
             else:
                 readable.append(number)
-                pixels = picture.tobytes()
+                pixels = picture.data  # no copy
                 digests.append(hashlib.blake2b(pixels, digest_size=16).digest())
                 write(pixels)
     return np.array(readable, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16), skipped
