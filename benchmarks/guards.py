@@ -26,6 +26,7 @@ from time import perf_counter
 import numpy as np
 from ignite.engine import Events
 from loop import Training
+from table import publish
 
 from data.cores import usable_cores
 from engine.machine import Machine, choose_device, choose_precision, set_up
@@ -116,10 +117,7 @@ def main() -> None:
         f"| Seconds of the shortest epoch whose checkpoint takes at most 1 % of it | {shown(100 * cost, '.0f')} |",
     ]
     text = "\n".join(lines)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

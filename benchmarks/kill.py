@@ -33,6 +33,7 @@ from random import Random
 from typing import Any
 
 import torch
+from table import publish
 from tricks import MAIN, Options, words
 
 COMMON: Options = {
@@ -233,9 +234,7 @@ def main() -> None:
         share = (args.kills + len(rows) - 1 - number) // len(rows)
         soak(row, folder, CONFIGURATIONS[row.name], ways, share, draw)
     text = "\n".join(report(rows, folder, ways, args.seed))
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
     if any(row.differences or row.failures for row in rows):
         sys.exit(f"what differs is in {folder}")
     shutil.rmtree(folder)

@@ -32,6 +32,7 @@ from unittest.mock import patch
 
 import torch
 from ignite.engine import Engine
+from table import publish
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -189,10 +190,7 @@ def main() -> None:
         above = f"{middle:.0f} ({low:.0f} to {high:.0f}) | {middle / 1e6 / step:.3%}" if name != "plain" else " | "
         lines.append(f"| {name} | {median(one[name] for one in rounds) * 1e6:.0f} | {above} |")
     text = "\n".join(lines)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import throughput
+from table import publish
 
 import engine.machine
 import engine.rundir
@@ -64,9 +65,7 @@ def main() -> None:
         row = (f"{median(found):.3g} ({min(found):.3g} to {max(found):.3g})" for found in (rates, ratios))
         lines.append(f"| {kind} | {' | '.join(row)} |")
     text = "\n".join(lines)
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

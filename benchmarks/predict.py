@@ -21,6 +21,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from PIL import Image
+from table import publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -115,10 +116,7 @@ def main() -> None:
         low, middle, high = quantiles([one["forward pass"] / one[kind] for one in rounds], n=4)
         lines.append(f"| {kind} | {rate:.1f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
     text = "\n".join(lines)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from statistics import median
 from time import perf_counter, process_time
 
 import numpy as np
+from table import publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -153,10 +154,7 @@ def main() -> None:
             cells += f" | {size / 1e6:.1f} | {size / count:.0f}"
             lines.append(f"| {stage} | {cells} | {last} |")
     text = "\n".join(lines)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from table import publish
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PARTS = {
@@ -130,9 +132,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     text = "\n".join(report(args.rounds, args.device))
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from table import publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -143,9 +144,7 @@ def main() -> None:
             print(json.dumps(held()))
             return
         text = "\n".join(report(args, Path(folder)))
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from table import publish
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -252,9 +253,7 @@ def main() -> None:
             rates = ", ".join(f"{kind} {found.rate:.1f}" for kind, found in rounds[-1].items())
             print(f"round {number + 1}: {rates}", file=sys.stderr)
     text = "\n".join([*header(args, machine), *table(rounds)])
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":

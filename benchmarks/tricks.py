@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from table import publish
+
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 Options = dict[str, Any]
 BASELINE: Options = {
@@ -177,9 +179,7 @@ def main() -> None:
             results.setdefault(name, {}).update({} if share is None else {seed: share})
     runs = [args.folder / f"{name}-{seed}" for name, shares in results.items() for seed in shares]
     text = "\n".join([*header(runs, common, args.seeds), *tables(results, args.seeds)])
-    if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish(text, args.output)
 
 
 if __name__ == "__main__":
