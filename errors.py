@@ -33,3 +33,8 @@ class Stopped(EarlyEnd):
     def __init__(self, signum: int, message: str = ""):
         super().__init__(f"stopped by {signal.Signals(signum).name}{message}")
         self.exit_code = 128 + signum
+
+
+def first_line(error: Exception) -> str:
+    """What ``error`` says, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from ignite.metrics import Metric
 from torch import nn
 
 from engine.recipe import Recipe
-from engine.rundir import RunDir, is_over
+from engine.rundir import RunDir, best_of, is_over
 from errors import UserError
 
 
@@ -177,11 +177,10 @@ def is_finished(recipe: Recipe, run: RunDir) -> bool:
 
     The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
     """
-    if not run.holds_run or run.recipe != recipe or not (rows := run.history):
+    if not run.holds_run or run.recipe != recipe or not is_over(rows := run.history, recipe):
         return False
-    over = is_over(rows, recipe)
-    whole = saved_iteration(run.best) == run.best_epoch["iteration"]
-    return over and whole and (not run.last.exists() or saved_iteration(run.last) == rows[-1]["iteration"])
+    whole = saved_iteration(run.best) == best_of(rows)["iteration"]
+    return whole and (not run.last.exists() or saved_iteration(run.last) == rows[-1]["iteration"])
 
 
 def saved_iteration(checkpoint: Path) -> int | None:

@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import Diverged, EarlyEnd, Stopped, UserError
+from errors import Diverged, EarlyEnd, Stopped, UserError, first_line
 
 log = logging.getLogger("plumage")
 
@@ -59,7 +59,7 @@ def joined(device: torch.device) -> Iterator[bool]:
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        log.critical(f"error: process {rank} on {socket.gethostname()} has lost another: {_first_line(error)}")
+        log.critical(f"error: process {rank} on {socket.gethostname()} has lost another: {first_line(error)}")
         raise SystemExit(1) from error
     idist.finalize()
 
@@ -201,7 +201,7 @@ def _exchange(what: str, work: Callable[[], T] | None) -> list[T | None]:
     try:
         distributed.all_gather_object(outcomes, (value, problem), group)
     except RuntimeError as error:
-        raise RuntimeError(f"gloo: waited up to {PREPARATION} for {what}: {_first_line(error)}") from error
+        raise RuntimeError(f"gloo: waited up to {PREPARATION} for {what}: {first_line(error)}") from error
     distributed.destroy_process_group(group)
     if problems := [problem for _, problem in outcomes if problem]:
         _end_alike(problems[0])
@@ -213,7 +213,3 @@ def _end_alike(problem: str) -> None:
     if idist.get_rank() == 0:
         raise UserError(problem)
     raise SystemExit(UserError.exit_code)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

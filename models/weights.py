@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
-from errors import UserError
+from errors import UserError, first_line
 from models.resnet import build_model
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
@@ -150,7 +150,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path} is no checkpoint, or holds more than weights and plain values: {way_out}") from error
     except Exception as error:  # on a damaged file torch raises nearly anything
-        raise UserError(f"{path} is no checkpoint, or a damaged one: {_first_line(error)}") from error
+        raise UserError(f"{path} is no checkpoint, or a damaged one: {first_line(error)[:150]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dictionary of weights")
     return dict(dict.items(content))  # without the attributes that an OrderedDict may bring, named like its methods
@@ -179,10 +179,6 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:150]
-
-
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     entries = get_model_weights(name).__members__ if name in list_models() else {}
     if TORCHVISION[weights] not in entries:
@@ -197,6 +193,6 @@ def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
         cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
         way_out = f"delete {cached} and run again." if cached.exists() else "is there a network?"
         raise UserError(
-            f"--weights {weights}: {entry.url} could not be loaded ({_first_line(error)}); {way_out} "
+            f"--weights {weights}: {entry.url} could not be loaded ({first_line(error)[:150]}); {way_out} "
             "Otherwise take --weights FILE, or --weights none to train from scratch"
         ) from error
