@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, TINY, draw_photos
 from hypothesis import given
 from hypothesis import strategies as st
-from test_train import flat
+from test_train import OPTIONS, StopAt, flat
 from torch import nn
 
 import engine.train
@@ -33,7 +33,6 @@ from engine.handlers import attach_ema
 from engine.machine import Machine
 from engine.recipe import Recipe
 from engine.rundir import RunDir
-from engine.signals import StopSignals
 from engine.train import train
 from engine.trainer import create_trainer
 from errors import Stopped
@@ -246,25 +245,7 @@ def test_evaluation_takes_each_of_101_pictures_once(toys, processes):
 
 # --- whole trainings ---------------------------------------------------------------------------------------------
 
-OPTIONS = {"weights": "none", "resize": 20, "crop": 16, "batch_size": 8, "epochs": 3, "lr": 0.1, "val_fraction": 0.4}
 TRICKS = {"mixup": 0.2, "ema": 0.8, "clip_grad_norm": 0.5, "accumulate": 2, "early_stopping": 2}
-
-
-class StopAt(StopSignals):
-    """As if a signal had come before the ``look``-th look at them: 3 steps and 2 validation batches an epoch."""
-
-    def __init__(self, look=10**9):
-        super().__init__()
-        self.look = look
-
-    @property
-    def received(self):
-        self.look -= 1
-        return 15 if self.look <= 0 else None
-
-    @received.setter
-    def received(self, value):
-        assert value is None
 
 
 def train_tiny(home, name, look=10**9, **options):

@@ -45,28 +45,29 @@ class TinyNetwork(nn.Module):
 OPTIONS = {"weights": "none", "resize": 20, "crop": 16, "batch_size": 8, "epochs": 3, "lr": 0.1, "val_fraction": 0.4}
 
 
+class StopAt(StopSignals):
+    """As if a signal had come before the n-th look."""
+
+    def __init__(self, look: int = 10**9):
+        super().__init__()
+        self.look = look
+
+    @property
+    def received(self):
+        self.look -= 1
+        return 15 if self.look <= 0 else None
+
+    @received.setter
+    def received(self, value):
+        assert value is None
+
+
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, photos):
     """Machine and cache, and a function that trains into a folder and stops at the n-th look at the signals."""
     for module in (engine.train, models.weights):
         monkeypatch.setattr(module, "build_model", TinyNetwork)
     machine, cache = Machine(torch.device("cpu"), "fp32", compile=False), Cache(tmp_path / "cache", workers=1)
-
-    class StopAt(StopSignals):
-        """As if a signal had come before the n-th look."""
-
-        def __init__(self, look: int = 10**9):
-            super().__init__()
-            self.look = look
-
-        @property
-        def received(self):
-            self.look -= 1
-            return 15 if self.look <= 0 else None
-
-        @received.setter
-        def received(self, value):
-            assert value is None
 
     def call(folder: Path, look: int = 10**9, **options) -> RunDir:
         run = RunDir(folder)
