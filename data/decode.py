@@ -18,6 +18,7 @@ MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a sid
 AMPLE = 3
 # A file of a hundred bytes may decode to gigabytes. One such at a time: memory does not grow with the threads.
 HUGE = 25_000_000
+STRIP = 1_000_000  # pixels
 one_huge_picture = threading.Lock()
 # EXIF's orientation → what makes the picture upright; 1 is upright
 TURNS = {
@@ -70,10 +71,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         shift = 0 if image.mode == "I" and pixels.max() <= 255 else 8
         image = Image.fromarray((pixels.clip(0, 65535) >> shift).astype(np.uint8))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return image.convert("RGB")
+        return over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """A picture with transparency → RGB. In strips: as RGBA the whole would take four bytes a pixel more at once."""
+    white = Image.new("RGB", image.size, "white")
+    rows = -(-STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white.paste(strip, (0, top), strip)
+    return white
 
 
 def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
