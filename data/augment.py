@@ -30,12 +30,10 @@ def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int, share
     batch, side = images.shape[:2]
     places, whole = share or (slice(None), batch)
     rng = generator(seed, Purpose.CROP, iteration)
-    top, left = rng.integers(0, side - crop + 1, (2, whole, 1))[:, places]
-    across = torch.arange(crop)
-    flip = torch.from_numpy((rng.random((whole, 1)) < 0.5)[places])
-    rows = torch.from_numpy(top) + across
-    columns = torch.from_numpy(left) + torch.where(flip, across.flip(0), across)
-    rows, columns = (index.to(images.device, non_blocking=True) for index in (rows, columns))
+    corners, flip = rng.integers(0, side - crop + 1, (2, whole, 1)), rng.random((1, whole, 1)) < 0.5
+    top, left, flipped = _send(np.concatenate([corners, flip])[:, places], images.device)
+    across = torch.arange(crop, device=images.device)
+    rows, columns = top + across, left + torch.where(flipped > 0, across.flip(0), across)
     picture = torch.arange(batch, device=images.device)
     return images[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
 
@@ -73,10 +71,7 @@ def resized_crop(images: Tensor, windows: np.ndarray, flip: np.ndarray, crop: in
     # Border padding is done here: grid_sample lacks it on MPS before torch 2.13. And affine_grid is a matrix product,
     # which autocast or TF32 would round by a fraction of a pixel.
     edge = 1 - 1 / side
-    y, x = (
-        torch.from_numpy((2 * place - 1).clip(-edge, edge)).float().to(images.device, non_blocking=True)
-        for place in (rows, columns)
-    )
+    y, x = (_send((2 * place - 1).clip(-edge, edge).astype(np.float32), images.device) for place in (rows, columns))
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
     out = nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, align_corners=False)
     return out.permute(0, 2, 3, 1).contiguous()
@@ -92,7 +87,7 @@ def random_colours(batch: int, seed: int, iteration: int) -> tuple[np.ndarray, n
     return coefficients, (rng.normal(0, 0.1, (batch, 3)) * EIGENVALUES) @ EIGENVECTORS.T
 
 
-def colour_maps(coefficients: np.ndarray, noise: np.ndarray) -> tuple[Tensor, Tensor]:
+def colour_maps(coefficients: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each picture's affine map of colours, normalisation included: (b, 3, 3) and (b, 3) float32, for RGB 0 to 255.
 
     Hue turns the chroma plane of YIQ by (coefficient − 1)·π, as MXNet does, where the paper's networks were trained.
@@ -102,17 +97,17 @@ def colour_maps(coefficients: np.ndarray, noise: np.ndarray) -> tuple[Tensor, Te
     turn = saturation * np.exp(1j * np.pi * (hue - 1))
     matrix = brightness * (GREY + turn.real * (np.eye(3) - GREY) + turn.imag * QUARTER_TURN)
     matrix, shift = matrix / (255 * np.array(STD)[:, None]), (noise - MEAN) / STD
-    return torch.from_numpy(matrix).float(), torch.from_numpy(shift).float()
+    return matrix.astype(np.float32), shift.astype(np.float32)
 
 
-def apply_colours(images: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+def apply_colours(images: Tensor, matrix: np.ndarray, shift: np.ndarray) -> Tensor:
     """(b, h, w, 3) float32 → the same, each pixel mapped; matrix, shift: as colour_maps returns.
 
     Not clamped: what a file cannot hold, a network can take.
     """
-    matrix, shift = (tensor.to(images.device, non_blocking=True) for tensor in (matrix, shift))
+    turn, add = (_send(array, images.device) for array in (matrix, shift))
     with torch.autocast(images.device.type, enabled=False):
-        return torch.baddbmm(shift[:, None], images.flatten(1, 2), matrix.mT).view_as(images)
+        return torch.baddbmm(add[:, None], images.flatten(1, 2), turn.mT).view_as(images)
 
 
 def mixup(images: Tensor, labels: Tensor, classes: int, share: float) -> tuple[Tensor, Tensor]:
@@ -123,6 +118,12 @@ def mixup(images: Tensor, labels: Tensor, classes: int, share: float) -> tuple[T
     """
     targets = nn.functional.one_hot(labels, classes).float()
     return images.roll(1, 0).lerp(images, share), targets.roll(1, 0).lerp(targets, share)
+
+
+def _send(array: np.ndarray, device: torch.device) -> Tensor:
+    """To the device, without waiting: from memory that is not page-locked, a copy may wait for all that it computes."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Transform(nn.Module):
