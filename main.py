@@ -83,7 +83,6 @@ def train(
     recipe = Recipe.create(given)
 
     from engine import distributed  # noqa: PLC0415 (torch takes seconds, and --help needs none)
-    from engine.checkpoint import is_finished  # noqa: PLC0415
     from engine.train import train as run_training  # noqa: PLC0415
 
     machine, cache = choose_machine(**options)
@@ -92,11 +91,11 @@ def train(
             choice = partial(open_run, held, run, given, recipe, resume, distributed.Memory())
             found, recipe = distributed.from_first("the run's folder", choice)
             log.info(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}")
-            page, finished = found.path / "report.html", first and is_finished(recipe, found)
-            best = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
+            trained = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
         if first:
+            best, page = found.best_epoch, found.path / "report.html"
             click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
-            if with_report and not (finished and page.exists()):
+            if with_report and (trained or not page.exists()):
                 report_on([found], page, machine, cache)
 
 

@@ -39,9 +39,9 @@ import engine.train
 from data.loader import Batch
 from data.share import share_of
 from engine import distributed
+from engine.environment import environment
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import environment
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 

@@ -29,10 +29,11 @@ from loop import Training
 from table import publish
 
 from data.cores import usable_cores
+from engine.environment import environment
 from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.recipe import Recipe
-from engine.rundir import RunDir, environment
-from engine.train import save_state
+from engine.resume import save_state
+from engine.rundir import RunDir
 
 MINUTES = 10  # --checkpoint-minutes of `train`, by default
 

@@ -42,9 +42,10 @@ from data.cores import usable_cores
 from data.loader import Batch
 from data.share import share_of
 from engine.checkpoint import CheckpointWriter
+from engine.environment import environment
 from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.recipe import Recipe
-from engine.rundir import RunDir, environment
+from engine.rundir import RunDir
 from engine.signals import StopSignals
 
 CLASSES = [f"class {number}" for number in range(200)]

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import throughput
 from table import publish
 
+import engine.environment
 import engine.machine
-import engine.rundir
 from engine.machine import Machine, choose_precision
 
 KINDS = {"given back": False, "kept": True}
@@ -51,7 +51,7 @@ def main() -> None:
         print(json.dumps(throughput.bare(args, machine)))
         return
     rounds = [{kind: speed(args, kept) for kind, kept in KINDS.items()} for _ in range(args.rounds)]
-    now = engine.rundir.environment(machine)
+    now = engine.environment.environment(machine)
     lines = [
         "# Freed memory, given back to the system or kept\n",
         f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {str(now['git_commit'])[:7]}",

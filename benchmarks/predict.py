@@ -30,12 +30,13 @@ from data.decode import decode
 from data.sources import list_pictures, locate
 from data.store import Cache
 from engine.criterion import LabelSmoothingLoss
+from engine.environment import environment
 from engine.evaluator import create_evaluator
 from engine.machine import Machine, choose_device, choose_precision, set_up
 from engine.predict import Predictor, load_predictor, predict
 from engine.recipe import Recipe
 from engine.rows import Table
-from engine.rundir import RunDir, environment
+from engine.rundir import RunDir
 from models.resnet import build_model
 from options import cache_folder
 

@@ -93,8 +93,8 @@ def measure(cache: Path, run: Path, device: str) -> dict[str, float]:
 def report(rounds: int, device: str) -> Iterator[str]:
     import torch  # noqa: PLC0415
 
+    from engine.environment import environment  # noqa: PLC0415
     from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
-    from engine.rundir import environment  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -37,8 +37,8 @@ from data.decode import decode
 from data.feed import reader
 from data.loader import epoch_length, train_batches
 from data.store import Cache, Store, open_store
+from engine.environment import environment
 from engine.machine import Machine
-from engine.rundir import environment
 
 BATCH = 32
 

@@ -39,8 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.birds import draw_birds
 from data.cores import usable_cores
 from engine.criterion import LabelSmoothingLoss
+from engine.environment import environment
 from engine.machine import Machine, choose_device, choose_precision, set_up
-from engine.rundir import RunDir, environment
+from engine.rundir import RunDir
 from models.resnet import build_model, parameter_groups
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"

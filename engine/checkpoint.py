@@ -17,7 +17,6 @@ from ignite.metrics import Metric
 from torch import nn
 
 from engine.recipe import Recipe
-from engine.rundir import RunDir, best_of, is_over
 from errors import UserError
 
 
@@ -170,23 +169,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def is_finished(recipe: Recipe, run: RunDir) -> bool:
-    """Whether nothing is left to train in ``run``, known without a picture or a network.
-
-    The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
-    """
-    if not run.holds_run or run.recipe != recipe or not is_over(rows := run.history, recipe):
-        return False
-    whole = saved_iteration(run.best) == best_of(rows)["iteration"]
-    return whole and (not run.last.exists() or saved_iteration(run.last) == rows[-1]["iteration"])
-
-
-def saved_iteration(checkpoint: Path) -> int | None:
-    """After which iteration it was saved; None where it cannot be read."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["trainer"]["iteration"])
-    except Exception:  # on a damaged file torch raises nearly anything
-        return None

@@ -87,7 +87,8 @@ def check_finite(loss: float, trainer: Engine, optimizer: torch.optim.Optimizer)
 
 def check_weights(weights: dict[str, Tensor], trainer: Engine, optimizer: torch.optim.Optimizer) -> None:
     """Raise Diverged where a step has ruined ``weights`` that the loss does not show yet."""
-    if any_process(not all(bool(tensor.isfinite().all()) for tensor in weights.values())):
+    finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()])  # so that the device is asked once
+    if any_process(not finite.all()):
         check_finite(math.nan, trainer, optimizer)
 
 

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import ceil
-from pathlib import Path
-from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import nn
 
 from data.augment import Transform
@@ -22,26 +20,20 @@ from data.sources import Samples, list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import distributed, handlers
-from engine.checkpoint import (
-    CheckpointWriter,
-    TrainingState,
-    copy_checkpoint,
-    is_finished,
-    is_whole,
-    save_checkpoint,
-)
+from engine.checkpoint import CheckpointWriter, TrainingState
 from engine.criterion import DistillationLoss, LabelSmoothingLoss
 from engine.evaluator import create_evaluator
 from engine.machine import Machine
 from engine.recipe import Recipe
-from engine.rundir import RunDir, best_of, stopped_early, weights_file
+from engine.resume import is_finished, resume, save_state
+from engine.rundir import RunDir, stopped_early, weights_file
 from engine.schedule import learning_rate
 from engine.signals import StopSignals
 from engine.trainer import attach_training_metrics, create_trainer
 from errors import UserError
 from models.batchnorm import synchronise
 from models.resnet import build_model, parameter_groups
-from models.weights import Weights, load_file, load_pretrained, pretrained_weights, trained_model
+from models.weights import Weights, load_pretrained, pretrained_weights, trained_model
 
 log = logging.getLogger("plumage")
 
@@ -54,17 +46,16 @@ def train(
     signals: StopSignals,
     checkpoint_minutes: float = 10,
     tensorboard: bool = False,
-) -> dict[str, Any]:
-    """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns the best epoch's row of the history.
+) -> bool:
+    """Train ``recipe`` into ``run``, or go on from its last checkpoint. Returns whether anything was left to do.
 
     checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
     tensorboard: log what goes into the history, and each step, for TensorBoard too.
     """
     begun, finished = distributed.from_first("a look at the run", lambda: (run.holds_run, is_finished(recipe, run)))
     if finished:
-        rows = distributed.from_first("the history", lambda: run.history)
-        log.info(f"{run.path}: finished after epoch {rows[-1]['epoch']}; nothing is left to do")
-        return best_of(rows)
+        log.info(f"{run.path}: finished; nothing is left to do")
+        return False
     gather = partial(prepare_all, recipe, run, begun, cache)
     dataset, teacher, pretrained = distributed.in_turns("the pictures and weights", gather)
     check_alike(dataset, machine)
@@ -96,7 +87,7 @@ def train(
                 part, with_neighbour=recipe.mixup > 0,
             )  # fmt: skip
             trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
-    return distributed.from_first("the best epoch", lambda: run.best_epoch)
+    return True
 
 
 def build(
@@ -265,67 +256,3 @@ def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> No
 def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
     """The pictures of a run that has begun, split as they were."""
     return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
-
-
-def save_state(state: TrainingState, run: RunDir, writer: CheckpointWriter, epoch_done: bool = False) -> None:
-    """Have a checkpoint written, which is the best one too where the epoch that ends here is. Raises Diverged."""
-    handlers.check_finite(state.metrics["loss"].compute(), state.trainer, state.optimizer)
-    content = state.content(epoch_done)
-    handlers.check_weights(content["model"], state.trainer, state.optimizer)
-    if idist.get_rank() == 0:
-        best = epoch_done and run.best_epoch["epoch"] == state.trainer.state.epoch
-        writer.submit(partial(write_checkpoint, run, content, best))
-
-
-def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
-    save_checkpoint(run.last, content, run.previous)
-    if best:
-        copy_checkpoint(run.last, run.best)
-
-
-def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
-    """Bring ``state`` to the last whole checkpoint, if there is one, and the run's other files with it."""
-    first, trainer = idist.get_rank() == 0, state.trainer
-    file = distributed.from_first("a look at the checkpoints", partial(last_whole, run))
-    if file is None:
-        if first:
-            run.keep_history(0)
-        return
-    saved, done = distributed.in_turns("the last checkpoint", lambda: restore(state, run, file, device))
-    distributed.must_agree(
-        f"{trainer.state.iteration}", f"{file}: not the same on each host; the run has to be on a disk that they share"
-    )
-    epochs, inside = divmod(trainer.state.iteration, saved)
-    unrecorded = not inside and not done
-    if first:
-        run.keep_history(epochs - unrecorded)
-    log.info(f"{run.path}: going on after iteration {trainer.state.iteration}")
-    if unrecorded:  # it was stopped between an epoch's last step and its row in the history
-        trainer.fire_event(Events.EPOCH_COMPLETED)
-    elif first and not inside and run.best_epoch["epoch"] == epochs:  # or perhaps between last.pt and best.pt
-        copy_checkpoint(file, run.best)
-
-
-def last_whole(run: RunDir) -> Path | None:
-    """The checkpoint to go on from. Raises UserError where the run has lost what it had."""
-    saved = [file for file in (run.last, run.previous) if file.exists()]
-    if not saved:
-        if run.best.exists():
-            raise UserError(f"{run.last} is gone, and without it this run cannot go on; start another --run")
-        return None
-    file = next((file for file in saved if is_whole(file)), saved[0])
-    if file != run.last:
-        log.warning(f"{run.last} is damaged or gone: going on from the one before it, {file}")
-    return file
-
-
-def restore(state: TrainingState, run: RunDir, file: Path, device: torch.device) -> tuple[int, bool]:
-    """``state`` as it was; and how long an epoch is, and whether the one that ended there was recorded."""
-    content = load_file(file, device)
-    if content.get("classes") != state.classes:
-        raise UserError(f"{file} is of other classes than {run.path / 'classes.json'}; start another --run")
-    try:
-        state.restore(content)
-        return content["trainer"]["epoch_length"], content["epoch_done"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{file} is no checkpoint of this run: {str(error).splitlines()[0]}") from error

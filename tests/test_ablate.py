@@ -19,10 +19,11 @@ from test_train import TinyNetwork, flat, result
 import data.store
 import engine.ablate
 import engine.evaluate
+import engine.resume
 import engine.train
 from engine.ablate import Outcome, Trial, plan, table
-from engine.checkpoint import is_finished
 from engine.recipe import Recipe
+from engine.resume import is_finished
 from engine.rundir import RunDir
 from errors import Diverged, UserError
 from options import RECIPE_FIELDS, Values, Variation
@@ -238,7 +239,7 @@ def undisturbed(command, plumage, tmp_path):
         (data.store, "decode_or_reason", 5),
         (engine.train.Transform, "random", 2),
         (engine.train.Transform, "random", 20),  # six steps a run: in the fourth
-        (engine.train, "save_checkpoint", 5),
+        (engine.resume, "save_checkpoint", 5),
         (engine.train, "begin", 4),
         (engine.ablate, "train", 3),
         (engine.ablate, "write_results", 1),

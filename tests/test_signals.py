@@ -11,6 +11,7 @@ from test_train import TinyNetwork
 
 import data.birds
 import data.store
+import engine.resume
 import engine.train
 from data.augment import Transform
 
@@ -60,9 +61,9 @@ def undisturbed(command, plumage, tmp_path):
         (Transform, "random", 1),
         (Transform, "random", 5),
         (Transform, "center", 1),
-        (engine.train, "save_checkpoint", 1),
-        (engine.train, "save_checkpoint", 3),
-        (engine.train, "copy_checkpoint", 1),
+        (engine.resume, "save_checkpoint", 1),
+        (engine.resume, "save_checkpoint", 3),
+        (engine.resume, "copy_checkpoint", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

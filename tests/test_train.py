@@ -180,7 +180,7 @@ def test_a_finished_run_resumed_does_nothing_and_says_so(tiny, tmp_path, caplog)
     call(tmp_path / "run")
     assert flat(result(run)) == before
     assert (run.path / "history.jsonl").read_text() == history
-    assert "finished after epoch 3" in caplog.text
+    assert "finished; nothing is left to do" in caplog.text
 
 
 def test_killed_between_history_and_checkpoint_the_epoch_is_done_again(tiny, tmp_path):

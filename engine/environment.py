@@ -1,0 +1,54 @@
+"""What a result may depend on beyond the recipe: versions, hardware, the commit and the command."""
+
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.machine import Machine
+
+PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
+
+
+def environment(machine: "Machine") -> dict[str, Any]:
+    """What a result may depend on beyond the recipe."""
+    import ignite.distributed as idist  # noqa: PLC0415 (takes seconds, and who reads a run needs none)
+    import torch  # noqa: PLC0415
+
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(machine.device),
+        "gpu": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "processes": idist.get_world_size(),
+        "precision": machine.precision,
+        "compile": machine.compile,
+        "deterministic": machine.deterministic,
+        "git_commit": _git_commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
