@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from time import monotonic, sleep
@@ -61,6 +62,7 @@ def joined(device: torch.device) -> Iterator[bool]:
             raise
         log.critical(f"error: process {rank} on {socket.gethostname()} has lost another: {first_line(error)}")
         raise SystemExit(1) from error
+    _patient_group.cache_clear()
     idist.finalize()
 
 
@@ -190,22 +192,29 @@ class Memory:
 
 def _exchange(what: str, work: Callable[[], T] | None) -> list[T | None]:
     """What ``work()`` returns in each process that has some, for all. What one raises as UserError ends all."""
-    processes = idist.get_world_size()
-    group: Any = distributed.new_group(backend="gloo", timeout=PREPARATION)
-    value, problem = None, ""
+    group, value, problem = _patient_group(), None, ""
     try:
         value = work() if work else None
     except UserError as error:
         problem = str(error)
-    outcomes: list[tuple[T | None, str]] = [(None, "")] * processes
+    outcomes: list[tuple[T | None, str]] = [(None, "")] * idist.get_world_size()
     try:
         distributed.all_gather_object(outcomes, (value, problem), group)
     except RuntimeError as error:
         raise RuntimeError(f"gloo: waited up to {PREPARATION} for {what}: {first_line(error)}") from error
-    distributed.destroy_process_group(group)
     if problems := [problem for _, problem in outcomes if problem]:
         _end_alike(problems[0])
     return [value for value, _ in outcomes]
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes, who may wait for each other as long as a preparation takes.
+
+    Made once and kept: torch 2.6 hung where a group was let go right after an exchange, waiting, with the interpreter
+    locked, for a thread of its own that needed the interpreter.
+    """
+    return distributed.new_group(backend="gloo", timeout=PREPARATION)
 
 
 def _end_alike(problem: str) -> None:
