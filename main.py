@@ -3,18 +3,18 @@
 import json
 import logging
 import os
-import sys
 from contextlib import ExitStack
 from functools import partial
-from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from console import need_reader, run_command
 from engine.recipe import Recipe
+from engine.runs import RUNS, find_run, open_run
 from engine.signals import StopSignals
-from errors import ClosedPipe, EarlyEnd, UserError
+from errors import UserError
 from options import (
     RECIPE_FIELDS,
     Columns,
@@ -35,13 +35,10 @@ from options import (
 
 if TYPE_CHECKING:
     from data.store import Cache
-    from engine.distributed import Memory
     from engine.machine import Machine
     from engine.rundir import RunDir
 
 log = logging.getLogger("plumage")
-
-RUNS = Path("runs")
 
 
 @click.group(no_args_is_help=False)
@@ -97,24 +94,6 @@ def train(
             click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {found.path}")
             if with_report and (trained or not page.exists()):
                 report_on([found], page, machine, cache)
-
-
-def open_run(
-    held: ExitStack, path: Path | None, given: dict[str, Any], recipe: Recipe, resume: bool, memory: "Memory"
-) -> "tuple[RunDir, Recipe]":
-    """The run to train in, locked while ``held``, and its recipe: the given one where it is new."""
-    from engine.rundir import RunDir, newest_run, next_run  # noqa: PLC0415
-
-    if known := path or memory.run:
-        run = RunDir(known)
-    else:
-        run = (newest_run(RUNS, recipe.data) if resume else None) or next_run(RUNS, recipe.data)
-    run.check_writable()
-    held.enter_context(run.locked())
-    if run.holds_run:
-        recipe = recipe_to_go_on_with(run, given, resume or memory.run == run.path)
-    memory.run = run.path
-    return run, recipe
 
 
 def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
@@ -379,29 +358,6 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     click.echo(file)
 
 
-def recipe_to_go_on_with(run: "RunDir", given: dict[str, Any], resume: bool) -> Recipe:
-    """That of ``run``. Raises UserError where it is not to be resumed, or with other options."""
-    if not resume:
-        raise UserError(f"--run {run.path} holds a run already: --resume goes on with it, or give another --run")
-    if contradictions := run.recipe.contradictions(given):
-        raise UserError(
-            f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
-            "since its schedule cannot be changed afterwards; start another --run"
-        )
-    return run.recipe
-
-
-def find_run(run: Path | None) -> "RunDir":
-    from engine.rundir import RunDir, newest_run  # noqa: PLC0415
-
-    found = RunDir(run) if run else newest_run(RUNS)
-    if found is None:
-        raise UserError("there is no run in runs/; train one with python main.py train, or give --run DIR")
-    if not found.holds_run:
-        raise UserError(f"{found.path} holds no run (there is no recipe.json)")
-    return found
-
-
 def choose_machine(
     device: str,
     precision: str,
@@ -424,62 +380,8 @@ def choose_machine(
     return machine, Cache(cache or cache_folder(), not no_cache, workers or cores)
 
 
-class Outlet(FileIO):
-    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not.
-
-    needed: a command whose output is all that it is for ends instead.
-    """
-
-    needed = False
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError as error:
-            if self.needed:
-                self.needed = False  # for what is left in the buffers
-                raise ClosedPipe from error
-            return len(data)
-
-
-def need_reader() -> None:
-    """Standard output, line by line, is what the command is for."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
-        outlet = getattr(sys.stdout.buffer, "raw", None)
-        if isinstance(outlet, Outlet):
-            outlet.needed = True
-
-
 def main() -> None:
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
-            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
-                outlet = BufferedWriter(Outlet(stream.fileno(), "w", closefd=False))
-                setattr(
-                    sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
-                )
-    logging.basicConfig(format="%(message)s", force=True)
-    log.setLevel(logging.INFO)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
-    try:
-        sys.exit(cli.main(standalone_mode=False))
-    except EarlyEnd as end:
-        message, code = str(end), end.exit_code
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" See python {context.command_path} --help." if context else ""
-        message, code = error.format_message() + hint, error.exit_code
-    except OSError as error:  # a full disk, a missing permission, a name that is too long
-        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
-    if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
-        click.echo(f"error: {message}".replace("\n", " "), err=True)
-    sys.exit(code)
+    run_command(cli)
 
 
 if __name__ == "__main__":

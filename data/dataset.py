@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources import Samples, locate, some
+from data.samples import Samples, some
+from data.sources import locate
 from data.split import read_split, shared_pictures, stratified_split
 from data.store import Cache, Store, open_store, read_skipped
 from errors import UserError

@@ -1,20 +1,21 @@
 """``--data`` → Samples: which pictures there are, and what each shows.
 
-Class folders, ``train/`` beside ``val/``, or CUB-200-2011's text files. The built-in birds become class folders.
+Class folders, ``train/`` beside ``val/``, or CUB-200-2011. The built-in birds become class folders.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from data.birds import birds_folder, draw_birds, parse_birds
-from data.store import Cache, is_below
+from data.cub import fetch_cub200, is_cub, read_cub
+from data.samples import Samples, some
+from data.store import Cache
 from errors import UserError
 
 log = logging.getLogger("plumage")
@@ -24,35 +25,6 @@ SUFFIXES = {
 }  # fmt: skip
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
-CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-CUB_MD5 = "97eceeb196236b17998738112f37df78"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Labelled pictures: ``root / paths[i]`` shows ``classes[labels[i]]``.
-
-    paths: relative to ``root``, with forward slashes, sorted.
-    labels: (n,) int64. classes: the names in label order.
-    split: (n,) "train" or "val" where the source has its own split, else None.
-    """
-
-    root: Path
-    paths: list[str]
-    labels: np.ndarray
-    classes: list[str]
-    split: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def select(self, rows: np.ndarray) -> "Samples":
-        """The samples of these rows (int64 indices), in their order, over the same classes."""
-        paths = [self.paths[row] for row in rows]
-        return replace(
-            self, paths=paths, labels=self.labels[rows], split=None if self.split is None else self.split[rows]
-        )
 
 
 def locate(data: str, cache: Cache) -> Path:
@@ -73,7 +45,7 @@ def locate(data: str, cache: Cache) -> Path:
 
 def list_samples(folder: Path, least_classes: int = 2) -> Samples:
     """Every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from."""
-    samples = read_cub(folder) if all((folder / name).is_file() for name in CUB_LISTS) else read_folders(folder)
+    samples = read_cub(folder) if is_cub(folder) else read_folders(folder)
     if len(samples.classes) < least_classes:
         raise UserError(f"--data {folder}: only one class ({samples.classes[0]}); two are needed{_hint(folder)}")
     return samples
@@ -115,25 +87,6 @@ def built_in_birds(data: str, cache: Cache) -> Path:
     return folder
 
 
-def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
-    """The folder of CUB-200-2011, downloaded (1.2 GB) and unpacked into ``cache`` unless it is there already."""
-    from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415 (slow, rarely needed)
-
-    folder, partial = cache / "CUB_200_2011", cache / "CUB_200_2011.partial"
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # An archive that is whole is not fetched again, so a broken attempt costs only what it had not done.
-        download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
-        (partial / folder.name).rename(folder)
-    except (OSError, EOFError, RuntimeError) as error:
-        raise UserError(
-            f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder"
-        ) from error
-    return folder
-
-
 def read_folders(folder: Path) -> Samples:
     """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
     ignored: Counter[str] = Counter()
@@ -169,46 +122,6 @@ def read_folders(folder: Path) -> Samples:
     counts = [len(each) for each in paths]
     split = np.repeat(sides, counts) if len(found) == 2 else None
     return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
-
-
-def read_cub(folder: Path) -> Samples:
-    """CUB-200-2011 by its text files, with its official split (its test set is the validation set)."""
-    names = _cub_list(folder / "classes.txt")
-    images = _cub_list(folder / "images.txt")
-    labels = _cub_list(folder / "image_class_labels.txt")
-    is_train = _cub_list(folder / "train_test_split.txt")
-    classes = sorted(names.values())
-    label = {name: index for index, name in enumerate(classes)}
-    rows = []
-    for key, image in images.items():
-        path = PurePosixPath("images", image)
-        if not is_below(image):
-            raise UserError(f"{folder / 'images.txt'}: {image!r} leaves the data folder")
-        try:
-            rows.append((str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "val"))
-        except KeyError as error:
-            raise UserError(f"{folder}: image {key} has no entry in one of {', '.join(CUB_LISTS[1:])}") from error
-    if not rows:
-        raise UserError(f"{folder / 'images.txt'} lists no pictures")
-    if len({path for path, _, _ in rows}) < len(rows) or len(label) < len(names):
-        raise UserError(f"{folder}: images.txt or classes.txt lists a picture or a class twice; leave each there once")
-    return _sorted_samples(folder, rows, classes)
-
-
-def _sorted_samples(folder: Path, rows: list[tuple[str, int, str]], classes: list[str]) -> Samples:
-    paths, labels, split = zip(*sorted(rows), strict=True)
-    return Samples(folder, list(paths), np.array(labels, np.int64), classes, np.array(split))
-
-
-def _cub_list(path: Path) -> dict[str, str]:
-    pairs = [
-        line.split(maxsplit=1) for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()
-    ]
-    if bad := next((pair for pair in pairs if len(pair) != 2), None):
-        raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise UserError(f"{path}: an id is there twice; leave each there once")
-    return {key: value.strip() for key, value in pairs}
 
 
 def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
@@ -283,9 +196,3 @@ def _hint(folder: Path) -> str:
         if entry.is_dir() and sum(inner.is_dir() for inner in _visible(Path(entry.path), Counter())) >= 2:
             return f"; did you mean --data '{entry.path}'?"
     return ""
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """``names`` for a message of one line: the first few, what cannot be printed escaped, and how many more."""
-    shown = (name if name.isprintable() else repr(name)[1:-1] for name in names[:most])
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.samples import Samples, some
 from data.seeding import Purpose, generator
-from data.sources import Samples, some
 from data.store import is_below
 from errors import UserError
 

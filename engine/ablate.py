@@ -22,7 +22,8 @@ from data.store import Cache
 from engine.interval import Difference, difference_over_seeds
 from engine.machine import Machine
 from engine.recipe import Recipe, option_name
-from engine.rundir import RunDir, next_run, replace_file
+from engine.rundir import RunDir, replace_file
+from engine.runs import next_run
 from engine.signals import StopSignals
 from engine.train import load_teacher, load_weights, train
 from errors import Diverged, Stopped, UserError

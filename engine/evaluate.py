@@ -17,7 +17,8 @@ from data.augment import Transform, center_crop
 from data.dataset import Dataset, read_all
 from data.feed import reader
 from data.loader import eval_batches
-from data.sources import list_samples, locate, some
+from data.samples import some
+from data.sources import list_samples, locate
 from data.store import Cache
 from engine import calibration
 from engine.criterion import LabelSmoothingLoss

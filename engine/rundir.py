@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -205,30 +204,3 @@ def weights_file(weights: str) -> str:
     """The file that a recipe's ``weights`` or ``teacher`` means: of a run's folder, its best checkpoint."""
     path = Path(weights)
     return str(RunDir(path).best) if path.is_absolute() and path.is_dir() else weights
-
-
-def next_run(home: Path, data: str) -> RunDir:
-    """``home/<data name>-<n>`` with the smallest n above all that are there; made at once, so that no other gets it."""
-    name = Path(data).name.partition(":")[0][:100] or "data"
-    taken = [
-        int(match[1]) for path in _folders(home) if (match := re.fullmatch(re.escape(name) + r"-(\d+)", path.name))
-    ]
-    number = max(taken, default=0) + 1
-    while True:
-        run = RunDir(home / f"{name}-{number}")
-        try:
-            run.path.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            number += 1
-
-
-def newest_run(home: Path, data: str | None = None) -> RunDir | None:
-    """The run below ``home`` that was begun last, of this ``data`` if given."""
-    runs = [RunDir(path) for path in _folders(home)]
-    runs = [run for run in runs if run.holds_run and (data is None or run.is_of(data))]
-    return max(runs, key=lambda run: (run.path / "recipe.json").stat().st_mtime_ns, default=None)
-
-
-def _folders(home: Path) -> Iterator[Path]:
-    return (path for path in (home.iterdir() if home.is_dir() else ()) if path.is_dir())

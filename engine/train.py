@@ -16,7 +16,8 @@ from data.augment import Transform
 from data.dataset import Dataset, prepare, recall
 from data.feed import reader
 from data.loader import epoch_length, eval_batches, train_batches
-from data.sources import Samples, list_samples, locate
+from data.samples import Samples
+from data.sources import list_samples, locate
 from data.split import write_split
 from data.store import Cache, write_skipped
 from engine import distributed, handlers

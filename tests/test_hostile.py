@@ -27,7 +27,8 @@ from PIL import Image
 
 import data.decode
 import data.store
-from data.sources import list_samples, read_cub
+from data.cub import read_cub
+from data.sources import list_samples
 from data.split import read_split
 from data.store import Cache, open_store, read_skipped, write_skipped
 from engine.machine import choose_precision

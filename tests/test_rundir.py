@@ -9,7 +9,7 @@ import pytest
 
 import engine.rundir
 from engine.recipe import Recipe
-from engine.rundir import RunDir, newest_run, next_run
+from engine.rundir import RunDir
 from errors import UserError
 
 ROOT = Path(engine.rundir.__file__).parents[1]
@@ -21,23 +21,6 @@ def begin(path, data="cub200", time=0):
     run.write_json("recipe.json", {**Recipe.create({"data": data}).__dict__})
     os.utime(path / "recipe.json", (time, time))
     return run
-
-
-def test_the_next_number_is_above_all_that_are_there(tmp_path):
-    assert next_run(tmp_path / "runs", "/data/my photos").path == tmp_path / "runs" / "my photos-1"
-    for name in ("birds-1", "birds-7", "birds-x", "cub200-9"):
-        (tmp_path / name).mkdir()
-    assert next_run(tmp_path, "birds").path.name == "birds-8"
-
-
-def test_the_newest_run_is_the_one_begun_last(tmp_path):
-    assert newest_run(tmp_path / "none") is None
-    begin(tmp_path / "a", time=3)
-    begin(tmp_path / "b", "birds", time=2)
-    begin(tmp_path / "c", time=1)
-    (tmp_path / "d").mkdir()
-    assert newest_run(tmp_path).path.name == "a"
-    assert newest_run(tmp_path, "birds").path.name == "b"
 
 
 def rows(*accuracies):
@@ -64,21 +47,11 @@ def test_of_equal_epochs_the_earlier_is_best(tmp_path):
     assert run.best_epoch["epoch"] == 2
 
 
-def test_a_run_that_is_named_is_taken(tmp_path):
-    assert [next_run(tmp_path, "birds").path.name for _ in range(3)] == ["birds-1", "birds-2", "birds-3"]
-
-
 @pytest.mark.parametrize("name", ["split.csv", "history.jsonl", "checkpoints"])
 def test_a_folder_that_holds_other_things_of_these_names_is_left_alone(tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"holds a {name} but no recipe"):
         RunDir(tmp_path).check_writable()
-
-
-def test_a_damaged_run_does_not_hide_another(tmp_path):
-    begin(tmp_path / "good", time=1)
-    (begin(tmp_path / "bad", time=2).path / "recipe.json").write_text("{")
-    assert newest_run(tmp_path, "cub200").path.name == "good"
 
 
 def test_a_place_that_can_be_written_or_not(tmp_path):

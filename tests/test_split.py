@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sources import Samples
+from data.samples import Samples
 from data.split import read_split, shared_pictures, stratified_split, write_split
 from errors import UserError
 

@@ -1,0 +1,72 @@
+"""Around every command: what its streams do when nobody reads them, and how it ends."""
+
+import logging
+import os
+import sys
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any
+
+import click
+
+from errors import ClosedPipe, EarlyEnd, UserError
+
+log = logging.getLogger("plumage")
+
+
+def run_command(cli: click.Command) -> None:
+    """Run what the command line says, and exit. Whatever a user did is one line on standard error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
+                outlet = BufferedWriter(Outlet(stream.fileno(), "w", closefd=False))
+                setattr(
+                    sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
+                )
+    logging.basicConfig(format="%(message)s", force=True)
+    log.setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except EarlyEnd as end:
+        message, code = str(end), end.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" See python {context.command_path} --help." if context else ""
+        message, code = error.format_message() + hint, error.exit_code
+    except OSError as error:  # a full disk, a missing permission, a name that is too long
+        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
+        click.echo(f"error: {message}".replace("\n", " "), err=True)
+    sys.exit(code)
+
+
+class Outlet(FileIO):
+    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not.
+
+    needed: a command whose output is all that it is for ends instead.
+    """
+
+    needed = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError as error:
+            if self.needed:
+                self.needed = False  # for what is left in the buffers
+                raise ClosedPipe from error
+            return len(data)
+
+
+def need_reader() -> None:
+    """Standard output, line by line, is what the command is for."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+        outlet = getattr(sys.stdout.buffer, "raw", None)
+        if isinstance(outlet, Outlet):
+            outlet.needed = True

@@ -1,0 +1,72 @@
+"""CUB-200-2011 by its own text files, and where it is fetched from."""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data.samples import Samples
+from data.store import is_below
+from errors import UserError
+
+CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+CUB_MD5 = "97eceeb196236b17998738112f37df78"
+
+
+def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
+    """The folder of CUB-200-2011, downloaded (1.2 GB) and unpacked into ``cache`` unless it is there already."""
+    from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415 (slow, rarely needed)
+
+    folder, partial = cache / "CUB_200_2011", cache / "CUB_200_2011.partial"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # An archive that is whole is not fetched again, so a broken attempt costs only what it had not done.
+        download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
+        (partial / folder.name).rename(folder)
+    except (OSError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder"
+        ) from error
+    return folder
+
+
+def is_cub(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in CUB_LISTS)
+
+
+def read_cub(folder: Path) -> Samples:
+    """CUB-200-2011 by its text files, with its official split (its test set is the validation set)."""
+    names = _cub_list(folder / "classes.txt")
+    images = _cub_list(folder / "images.txt")
+    labels = _cub_list(folder / "image_class_labels.txt")
+    is_train = _cub_list(folder / "train_test_split.txt")
+    classes = sorted(names.values())
+    label = {name: index for index, name in enumerate(classes)}
+    rows = []
+    for key, image in images.items():
+        path = PurePosixPath("images", image)
+        if not is_below(image):
+            raise UserError(f"{folder / 'images.txt'}: {image!r} leaves the data folder")
+        try:
+            rows.append((str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "val"))
+        except KeyError as error:
+            raise UserError(f"{folder}: image {key} has no entry in one of {', '.join(CUB_LISTS[1:])}") from error
+    if not rows:
+        raise UserError(f"{folder / 'images.txt'} lists no pictures")
+    if len({path for path, _, _ in rows}) < len(rows) or len(label) < len(names):
+        raise UserError(f"{folder}: images.txt or classes.txt lists a picture or a class twice; leave each there once")
+    paths, numbers, split = zip(*sorted(rows), strict=True)
+    return Samples(folder, list(paths), np.array(numbers, np.int64), classes, np.array(split))
+
+
+def _cub_list(path: Path) -> dict[str, str]:
+    pairs = [
+        line.split(maxsplit=1) for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()
+    ]
+    if bad := next((pair for pair in pairs if len(pair) != 2), None):
+        raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise UserError(f"{path}: an id is there twice; leave each there once")
+    return {key: value.strip() for key, value in pairs}
