@@ -1,5 +1,6 @@
 """Durable save, exact restore."""
 
+import errno
 import os
 import shutil
 import zipfile
@@ -167,5 +168,8 @@ def _sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks know no such thing
+                raise
         finally:
             os.close(handle)

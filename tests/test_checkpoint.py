@@ -1,6 +1,8 @@
+import errno
 import os
 import stat
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -75,6 +77,18 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch, error):
     monkeypatch.undo()
     assert load(file)["value"] == 1
     assert names(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_disk_that_cannot_flush_folders_will_do_and_one_that_fails_will_not(tmp_path, monkeypatch, code):
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if code == errno.EINVAL else pytest.raises(UserError, match="could not be saved"):
+        save(tmp_path / "last.pt", {"value": 1})
+    assert load(tmp_path / "last.pt")["value"] == 1
 
 
 @pytest.mark.parametrize("links", [True, False])
