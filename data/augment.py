@@ -177,4 +177,4 @@ class Transform(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB from 0 to 255 in the last dimension → float32, (x/255 − mean) / std."""
-        return images.float().mul_(self.scale).add_(self.shift)  # in place: new memory costs more than the arithmetic
+        return images * self.scale + self.shift

@@ -25,6 +25,8 @@ class StopSignals:
     def deferred(self) -> Iterator[None]:
         self._defer = True
         try:
+            if self.received is not None:  # and raised where Python ignores it, as in a __del__
+                raise Stopped(self.received)
             yield
         finally:
             self._defer = False
@@ -32,6 +34,6 @@ class StopSignals:
             raise Stopped(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._defer or self.received is not None:
+        before, self.received = self.received, number
+        if not self._defer or before is not None:
             raise Stopped(number)
-        self.received = number

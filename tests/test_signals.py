@@ -1,8 +1,10 @@
 """Stop signals in each phase of a training: one line, the exit code of the signal, and nothing lost."""
 
+import itertools
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -14,16 +16,16 @@ import data.store
 import engine.resume
 import engine.train
 from data.augment import Transform
+from engine.signals import StopSignals
+from errors import Stopped
 
 
 def signalling(function, number, call, times=1):
     """``function``, before whose ``call``-th call this process gets a signal, from whatever thread that is."""
-    calls = 0
+    calls = itertools.count(1)
 
     def wrapped(*args, **options):
-        nonlocal calls
-        calls += 1
-        if calls == call:
+        if next(calls) == call:  # one step, which no thread comes between
             for _ in range(times):
                 os.kill(os.getpid(), number)
         return function(*args, **options)
@@ -79,6 +81,20 @@ def test_a_signal_in_any_phase_costs_nothing(
     assert plumage(*command)[0] == 0
     ended = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["model"]
     assert all(torch.equal(ended[key], value) for key, value in undisturbed.items())
+
+
+def test_a_stop_that_python_ignores_is_made_up_for(monkeypatch):
+    signals, ignored = StopSignals(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: ignored.append(about.exc_type))
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Dying()
+    assert ignored == [Stopped]
+    with pytest.raises(Stopped), signals.deferred():
+        pytest.fail("it goes on")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
