@@ -87,7 +87,13 @@ def train(
                 read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration,
                 part, with_neighbour=recipe.mixup > 0,
             )  # fmt: skip
-            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
+            try:
+                trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"--batch-size {recipe.batch_size}: {machine.device} has too little memory; in another --run, take "
+                    f"--accumulate {2 * recipe.accumulate}, which computes each batch in parts, or a smaller batch"
+                ) from error
     return True
 
 

@@ -131,6 +131,15 @@ def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tricks, 
     assert flat(result(stopped)) == flat(result(whole))
 
 
+def test_too_little_memory_is_one_line_with_the_way_out(tiny, tmp_path, monkeypatch):
+    def run_out(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(engine.train.Transform, "random", run_out)
+    with pytest.raises(UserError, match=r"--batch-size \d+: cpu has too little memory; .* --accumulate 2"):
+        tiny[1](tmp_path / "run")
+
+
 @pytest.mark.parametrize("step", [3, 4, 5, 7])  # three an epoch, from 0
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tiny, tmp_path, monkeypatch, step):
     _, call = tiny
