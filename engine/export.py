@@ -24,7 +24,7 @@ from data.store import Cache
 from engine.calibration import temperature_for
 from engine.output import check_output, written_beside
 from engine.rundir import RunDir
-from errors import UserError
+from errors import UserError, first_line
 from models.resnet import build_model
 from models.weights import fingerprint, load_state, trained_model
 
@@ -112,8 +112,16 @@ def export(
         "safetensors": partial(read_safetensors, network, recipe.model, classes),
     }
     with written_beside(file) as draft:
-        writers[form](network, views[:2], draft, metadata)
-        ours, theirs = (in_batches(logits, views) for logits in (network, readers[form](draft)))
+        try:
+            writers[form](network, views[:2], draft, metadata)
+            theirs = in_batches(readers[form](draft), views)
+        except OSError:
+            raise
+        except Exception as error:  # exporters raise nearly anything where releases do not go together
+            problem = f"--format {form}: torch {torch.__version__} cannot write or read it here: {first_line(error)}"
+            way_out = 'pip install --upgrade -e ".[export]", or take another --format'
+            raise UserError(f"{problem}; {way_out}") from error
+        ours = in_batches(network, views)
         difference = largest_difference(ours, theirs, form)
     same = int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
     about = f"ONNX opset {OPSET}" if form == "onnx" else form

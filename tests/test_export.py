@@ -172,10 +172,15 @@ def test_bad_use_is_one_line_and_writes_nothing(plumage, run, export, tmp_path, 
         code, out, err = export(*arguments)
         assert (code, out) == (2, ""), arguments
         assert says in err, arguments
-    monkeypatch.setattr(engine.export, "find_spec", lambda name: None if name == "onnxscript" else name)
-    code, out, err = export("n.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.export, "find_spec", lambda name: None if name == "onnxscript" else name)
+        code, out, err = export("n.onnx")
     assert (code, out) == (2, "")
     assert err == 'error: --format onnx: needs onnxscript: pip install -e ".[export]"'
+    monkeypatch.setattr(engine.export.torch.onnx, "export", lambda *_, **__: 1 // 0)
+    code, out, err = export("n.onnx")
+    assert (code, out) == (2, "")
+    assert "cannot write or read it here: integer division or modulo by zero" in err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "m.onnx").read_text() == "mine"
 

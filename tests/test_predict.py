@@ -99,8 +99,9 @@ def test_python_takes_files_and_images_and_changes_none(run, home):
     turned.getexif()[0x0112] = 6  # upright again when turned by 270°
     before = turned.tobytes()
     predictor, pictures = load(str(run)), [str(files[0]), Image.open(files[0]), turned]
-    pixels, *others = (read_picture(picture, predictor.size) for picture in pictures)
-    assert all(np.array_equal(pixels, other) for other in others)
+    pixels, same, upright = (read_picture(picture, predictor.size).astype(int) for picture in pictures)
+    assert np.array_equal(same, pixels)
+    assert np.abs(upright - pixels).max() <= 1  # older Pillows round between the passes of a resize
     from_file, *others = predictor(pictures)
     for other in others:  # which a place of its own in the batch may round another way
         assert other.label == from_file.label
