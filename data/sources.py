@@ -98,11 +98,15 @@ def read_folders(folder: Path) -> Samples:
     if train is not None and val is not None:
         parts = {"train": train + "/", "val": val + "/"}
         ignored.update(f"{name}/" for name in names if name not in (train, val))
-        if val.lower() == "test":
-            log.info(f"{folder}: no val/, so {val}/ is the validation set")
     else:
         parts = {"": ""}
     found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
+    if len(found) == 2 and val and val.lower() == "test":
+        if {name for name, _ in found["train"]} & {name for name, _ in found["val"]}:
+            log.info(f"{folder}: no val/, so {val}/ is the validation set")
+        else:  # as in competitions
+            log.info(f"{folder}: {val}/ has no folders of {train}/'s classes, so a part of {train}/ validates")
+            parts, found = {"": parts["train"]}, {"": found["train"]}
     if ignored:
         log.info(f"{folder}: ignored {some(_counted(ignored), 8)}")
     for part, members in found.items():

@@ -106,6 +106,14 @@ def test_the_test_folder_is_left_alone_where_there_is_a_validation_folder(tmp_pa
     assert "test/" in caplog.text
 
 
+@pytest.mark.parametrize("unlabelled", ["test/1.jpg", "test/images/1.jpg", "test/readme.txt"])
+def test_a_test_folder_without_classes_is_left_for_predict(tmp_path, caplog, unlabelled):
+    caplog.set_level("INFO", "plumage")
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", unlabelled, "labels.csv")
+    assert listed(tmp_path) == [("train/a/1.jpg", "a", None), ("train/b/1.jpg", "b", None)]
+    assert "a part of train/ validates" in caplog.text
+
+
 def test_a_class_may_be_called_train(tmp_path):
     touch(tmp_path, "train/1.jpg", "bus/1.jpg")
     assert {label for _, label, _ in listed(tmp_path)} == {"train", "bus"}
