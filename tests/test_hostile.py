@@ -668,7 +668,7 @@ TENSORS = {
     "a storage outside": {"key": "../../0"},
     "one value as many": {"shape": (2**40,), "stride": (0,)},
 }
-# Tensors that lie within what is there; torch before 2.11 believes what a file says of the rest.
+# Tensors that lie within what is there; torch 2.9 and older believe what a file says of the rest.
 WITHIN = {"one value as many", "more elements than there are"}
 
 
