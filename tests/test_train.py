@@ -4,7 +4,9 @@ import errno
 import json
 import math
 import shutil
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,18 @@ def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(tiny, tricks, 
             call(tmp_path / "stopped", look, **options)
     stopped = call(tmp_path / "stopped", **options)
     assert flat(result(stopped)) == flat(result(whole))
+
+
+def test_compiled_it_is_the_same_training_and_the_same_files(tiny, tricks, tmp_path, monkeypatch):
+    """By the backend that changes no number."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    (machine, cache), call = tiny
+    whole = call(tmp_path / "whole", **tricks)
+    compiled = RunDir(tmp_path / "compiled")
+    for look in (7, 10**9):
+        with nullcontext() if look > 7 else pytest.raises(Stopped):
+            train(whole.recipe, compiled, replace(machine, compile=True), cache, StopAt(look))
+    assert flat(result(compiled)) == flat(result(whole))
 
 
 def test_too_little_memory_is_one_line_with_the_way_out(tiny, tmp_path, monkeypatch):
