@@ -139,11 +139,16 @@ class Recipe:
 
     @classmethod
     def create(cls, given: Mapping[str, Any]) -> "Recipe":
-        """The recipe of the options ``given`` by hand over the preset's. Paths become absolute; lr "auto" a number."""
+        """The recipe of the options ``given`` by hand over the preset's. Paths become absolute; lr "auto" a number.
+
+        A preset's warm-up is shortened to half of the epochs that are given.
+        """
         preset = given.get("preset") or ("demo" if is_birds(given.get("data", cls.data)) else cls.preset)
         if preset not in PRESETS:
             raise UserError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
         values = {**PRESETS[preset], **given, "preset": preset}
+        if "warmup_epochs" in values and "warmup_epochs" not in given:
+            values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] / 2)
         scaled = values.get("lr", "auto") == "auto"
         if scaled:
             values.pop("lr", None)

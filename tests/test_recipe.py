@@ -57,6 +57,14 @@ def test_an_option_by_hand_wins_over_the_preset():
     assert (recipe.resize, recipe.lr, recipe.weights) == (96, 0.5, "none")
 
 
+def test_a_presets_warm_up_leaves_half_of_fewer_epochs_and_one_by_hand_is_taken_at_its_word():
+    shortened = [Recipe.create({"preset": "demo", "epochs": epochs}).warmup_epochs for epochs in (1, 2, 9)]
+    assert shortened == [0.5, 1.0, 1.0]
+    assert Recipe.create({"preset": "paper", "epochs": 4}).warmup_epochs == 2.0
+    with pytest.raises(UserError, match="--warmup-epochs 1 must be below --epochs 1"):
+        Recipe.create({"preset": "demo", "epochs": 1, "warmup_epochs": 1.0})
+
+
 @pytest.mark.parametrize(("batch", "rate"), [(64, 0.025), (256, 0.1), (1024, 0.4)])
 def test_linear_scaling_of_the_rate(batch, rate):
     assert Recipe.create({"data": "cub200", "batch_size": batch}).lr == pytest.approx(rate)
