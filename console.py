@@ -27,6 +27,7 @@ def run_command(cli: click.Command) -> None:
     logging.basicConfig(format="%(message)s", force=True)
     log.setLevel(logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of a picture is in skipped.csv
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:
         sys.exit(cli.main(standalone_mode=False))
