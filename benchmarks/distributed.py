@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from table import provenance, publish
 from torch import multiprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -100,7 +100,7 @@ def model_table() -> str:
         for name, link in LINKS.items():
             shares = [f"{predict(2**power, pictures, link):.0%}" for power in range(9)]
             lines.append(f"| {pictures} | {name} | " + " | ".join(shares) + " |")
-    return "\n".join(lines) + "\n" + PUBLISHED
+    return "\n".join(lines) + PUBLISHED
 
 
 # --- measured ----------------------------------------------------------------------------------------------------
@@ -176,14 +176,11 @@ def measured_tables(options: argparse.Namespace) -> str:
     gains = [two / one for one, two in zip(alone, together, strict=True)]
     agreeing = median(two["agreeing"] for _, two in rounds)
     steps = [step for _, two in rounds for step in two["steps"]]
-    about = environment(Machine(torch.device("cpu"), "fp32", compile=False))
+    torch.set_num_threads(1)  # as in each process
     lines = [
         "# Two processes against one, on two CPU cores, over gloo",
         "",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`",
-        f"- Hardware: {os.cpu_count()} cores of {about['cpu']}, one thread a process, {about['platform']}",
-        f"- Versions: Python {about['python']}, "
-        + ", ".join(f"{name} {value}" for name, value in about["packages"].items()),
+        *provenance(environment(Machine(torch.device("cpu"), "fp32", compile=False))),
         f"- ResNet-50 at {options.crop} px, {options.batch} pictures a step for all processes together, fp32; "
         f"{options.rounds} rounds of {options.steps} steps, the first two of each left out",
         "",
@@ -223,7 +220,7 @@ def measured_tables(options: argparse.Namespace) -> str:
         f"gradient to the update: {median(waited) * 1e3:.0f} ms, after {median(backward) * 1e3:.0f} ms of backward "
         "pass.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 # --- two hosts on one machine ------------------------------------------------------------------------------------
@@ -325,7 +322,7 @@ def hosts_table() -> str:
             lines.append(f"| {title} | {codes[0]}, {codes[1]} | {seconds:.0f} | {same} |")
             if "others" in lines[-1]:
                 lines += [f"```\n{log.read_text()[-3000:]}\n```" for log in folder.glob("*.log")]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -347,9 +344,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     table = model_table() if options.model else hosts_table() if options.hosts else measured_tables(options)
-    print(table, end="")
-    if options.output:
-        options.output.write_text(table, encoding="utf-8")
+    publish(table, options.output)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ they make the ratio of a training that saves every ten minutes; an epoch's end s
 
 import argparse
 import logging
-import platform
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +23,7 @@ from time import perf_counter
 import numpy as np
 from ignite.engine import Events
 from loop import Training
-from table import publish
+from table import provenance, publish
 
 from data.cores import usable_cores
 from engine.environment import environment
@@ -95,9 +92,6 @@ def main() -> None:
     cost = interval([one["guards and a checkpoint"] - one["guards"] for one in rounds])
     every = 60 * MINUTES
     together = every / (every / guards + cost[::-1])
-    now = environment(machine)
-    hardware = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
-    versions = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     step = median(one["bare"] for one in rounds) / args.steps
 
     def shown(values: np.ndarray, form: str) -> str:
@@ -106,8 +100,7 @@ def main() -> None:
 
     lines = [
         "# What guards and checkpoints cost\n",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`",
-        f"- {hardware}, {now['precision']}; Python {platform.python_version()}, {versions}",
+        *provenance(environment(machine)),
         f"- ResNet-50, {args.crop} px, batches of {args.batch_size}; {step * 1e3:.1f} ms a bare step",
         f"- {args.steps} steps a block, n = {args.rounds} rounds",
         "\n| What | Median (95 % interval) |",

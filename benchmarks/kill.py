@@ -33,7 +33,7 @@ from random import Random
 from typing import Any
 
 import torch
-from table import publish
+from table import provenance, publish
 from tricks import MAIN, Options, words
 
 COMMON: Options = {
@@ -195,12 +195,10 @@ def soak(row: Row, folder: Path, options: Options, ways: list[Way], kills: int, 
 def report(rows: list[Row], folder: Path, ways: list[Way], seed: int) -> Iterator[str]:
     now = json.loads((folder / "plain" / "environment.json").read_text(encoding="utf-8"))
     auto = json.loads((folder / "precision-auto" / "environment.json").read_text(encoding="utf-8"))["precision"]
-    versions = {"Python": now["python"], **now["packages"], "commit": str(now["git_commit"])[:7]}
     names = ", ".join(way.name for way in ways)
     yield f"# Trainings disturbed by {names}, resumed, and compared with undisturbed ones\n"
-    yield f"- Command: `{shlex.join(['python', *sys.argv])}`, seed {seed}"
-    yield f"- Hardware: {now['threads']} threads of {now['cpu']}, {now['platform']}; precision auto is {auto}"
-    yield f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"
+    yield from provenance(now)
+    yield f"- Precision auto is {auto}; seed {seed}"
     yield f"- Training: `{shlex.join(words(COMMON))}`, every second run with"
     yield "  `--checkpoint-minutes 0`, a checkpoint after each step"
     yield f"\n| Configuration | Options | Kills | Resumes | Runs | Differences | Needed a hand |\n|{' --- |' * 7}"

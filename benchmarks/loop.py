@@ -14,9 +14,7 @@ size has one thread: there is nothing to share, and threads that wait for each o
 import argparse
 import fcntl
 import os
-import platform
 import pty
-import shlex
 import struct
 import subprocess
 import sys
@@ -32,7 +30,7 @@ from unittest.mock import patch
 
 import torch
 from ignite.engine import Engine
-from table import publish
+from table import provenance, publish
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -174,13 +172,10 @@ def main() -> None:
     now = environment(machine)
     _, *rounds = measure(machine, args.steps, args.rounds, args.batch_size)  # the first is to warm up
 
-    hardware = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
-    versions = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     given = "as given" if args.step_ms else f"ResNet-50's at {args.crop} px, measured"
     lines = [
         "# What the loop costs\n",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`",
-        f"- {hardware}, {now['precision']}; Python {platform.python_version()}, {versions}",
+        *provenance(now),
         f"- Batches of {args.batch_size}, {len(CLASSES)} classes; {args.steps} iterations a round, n = {args.rounds}",
         f"- Real step: {step * 1e3:.1f} ms, {given}",
         "\n| Loop | µs per iteration, median | Above the plain one, median (quartiles) | Share of the real step |",

@@ -7,7 +7,6 @@ The bare step of throughput.py in processes of its own, in turns: as `train` set
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import throughput
-from table import publish
+from table import provenance, publish
 
-import engine.environment
 import engine.machine
+from engine.environment import environment
 from engine.machine import Machine, choose_precision
 
 KINDS = {"given back": False, "kept": True}
@@ -51,11 +50,9 @@ def main() -> None:
         print(json.dumps(throughput.bare(args, machine)))
         return
     rounds = [{kind: speed(args, kept) for kind, kept in KINDS.items()} for _ in range(args.rounds)]
-    now = engine.environment.environment(machine)
     lines = [
         "# Freed memory, given back to the system or kept\n",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {str(now['git_commit'])[:7]}",
-        f"- {now['threads']} threads of {now['cpu']}, {now['platform']}, {now['precision']}; torch {torch.__version__}",
+        *provenance(environment(machine)),
         f"- ResNet-50's bare step, {args.crop} px, batches of {args.batch}, {args.steps} steps; n = {args.rounds}",
         "\n| Freed memory is | Images/s, median (range) | Ratio to given back, median (range) |\n| --- | --- | --- |",
     ]

@@ -9,8 +9,6 @@ and the ratio of predict's to the forward pass of the same round; who begins a r
 """
 
 import argparse
-import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from PIL import Image
-from table import publish
+from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -98,15 +96,11 @@ def main() -> None:
             taken = {kind: seconds(kinds[kind]) for kind in (order if number % 2 else reversed(order))}
             rounds += [taken] if number else []
 
-    now = environment(machine)
-    hardware = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
     with Image.open(found[0]) as first:
         picture = f"{first.width} by {first.height} {first.format}"
     lines = [
         "# Prediction from files against the forward pass alone\n",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`",
-        f"- {hardware}, {usable_cores()} cores, {now['precision']}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}",
+        *provenance(environment(machine)),
         f"- ResNet-50, {predictor.view.crop} px of {predictor.size}, batches of {args.batch_size}; {args.pictures} "
         f"pictures ({picture}) a round; n = {args.rounds}",
         "\n| | Pictures a second, median | Ratio to the forward pass, median (quartiles) |",

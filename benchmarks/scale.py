@@ -14,21 +14,18 @@ n: 1 is a straight line.
 import argparse
 import json
 import os
-import platform
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 
 import numpy as np
-from table import publish
+from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -134,13 +131,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="plumage-scale-", dir=args.folder) as folder:
             for stage, *numbers in measure(pictures, Path(folder), args.repeat):
                 rows[stage].append((pictures, *numbers))
-    cpuinfo = Path("/proc/cpuinfo")
-    cpu = cpuinfo.read_text().partition("model name\t: ")[2].partition("\n")[0] if cpuinfo.exists() else ""
+    import torch  # noqa: PLC0415 (now that nothing is measured any more)
+
+    from engine.environment import environment  # noqa: PLC0415
+    from engine.machine import Machine  # noqa: PLC0415
+
     lines = [
         "# Seconds and memory by the number of pictures\n",
-        f"- Command: `{shlex.join(['python', *sys.argv])}`",
-        f"- {cpu or platform.processor()}, {platform.platform()}",
-        f"- Python {platform.python_version()}, torch {version('torch')}, numpy {np.__version__}; n = {args.repeat}",
+        *provenance(environment(Machine(torch.device("cpu"), "fp32", compile=False))),
+        f"- n = {args.repeat}",
         "\n| Stage | Pictures | Seconds | µs per picture | Of the CPU | Peak MB | Bytes per picture | Exponent |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -9,8 +9,6 @@ cache, where the birds are drawn and decoded, and with a filled one, as every la
 import argparse
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from table import publish
+from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -91,8 +89,6 @@ def measure(cache: Path, run: Path, device: str) -> dict[str, float]:
 
 
 def report(rounds: int, device: str) -> Iterator[str]:
-    import torch  # noqa: PLC0415
-
     from engine.environment import environment  # noqa: PLC0415
     from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
 
@@ -105,12 +101,8 @@ def report(rounds: int, device: str) -> Iterator[str]:
                 found.append(measure(cache, folder / f"{kind} {number}", device))
     chosen = choose_device(device)
     now = environment(Machine(chosen, choose_precision("auto", chosen), compile=False))
-    hardware = now["gpu"] or f"{torch.get_num_threads()} threads of {now['cpu']}"
-    versions = ", ".join(f"{package} {version}" for package, version in now["packages"].items())
     yield "# From the command to its first step\n"
-    yield f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {str(now['git_commit'])[:7]}"
-    yield f"- Hardware: {hardware}, {now['platform']}; {now['precision']}"
-    yield f"- Versions: Python {platform.python_version()}, {versions}"
+    yield from provenance(now)
     yield f"- `python main.py train`: 6,000 pictures of 500 by 375 pixels to 64 px, ResNet-50; n = {rounds}"
     yield f"\n| Part | {' | '.join(f'Seconds, {kind}: median (range)' for kind in starts)} |\n| --- | --- | --- |"
 

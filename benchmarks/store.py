@@ -13,9 +13,7 @@ large store, for their peak memory.
 import argparse
 import json
 import multiprocessing
-import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from table import publish
+from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -110,12 +108,8 @@ def report(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         store, building = build(large, args.size, folder / f"cache-{number}")
         for kind, seconds in (("limit", limit(files, args.size)), ("build", building), ("warm", warm(store))):
             rates[kind].append(len(files) / seconds)
-    now = environment(Machine(torch.device("cpu"), "fp32", compile=False))
-    versions = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     yield "# What pictures cost\n"
-    yield f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {str(now['git_commit'])[:7]}"
-    yield f"- Hardware: {usable_cores()} cores of {now['cpu']}, {now['platform']}"
-    yield f"- Versions: Python {platform.python_version()}, {versions}"
+    yield from provenance(environment(Machine(torch.device("cpu"), "fp32", compile=False)))
     yield f"- {len(files)} JPEG files of 500 by 375 pixels to {args.size} px, batches of {BATCH}; n = {args.rounds}"
     yield "\n| Kind | Images/s, median (range) | Ratio to limit, median (range) |\n| --- | --- | --- |"
     for kind, found in rates.items():

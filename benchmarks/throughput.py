@@ -19,7 +19,6 @@ then. `cold` is train's speed with the seconds added that the whole command take
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -28,10 +27,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from table import publish
+from table import provenance, publish
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -213,16 +212,11 @@ def table(rounds: list[dict[str, Measured]]) -> Iterator[str]:
 def header(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
     import timm  # noqa: PLC0415
 
-    now: dict[str, Any] = environment(machine)
-    versions = {"Python": platform.python_version(), **now["packages"], "timm": timm.__version__}
-    hardware = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
     yield f"# Training images per second at {args.crop} px\n"
-    yield f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {str(now['git_commit'])[:7]}"
-    yield f"- Hardware: {hardware}, {now['platform']}; {now['precision']} but for plain, which is fp32"
-    yield f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"
+    yield from provenance(environment(machine), timm=timm.__version__)
     compiled = ", compiled but for plain" if args.compile else ""
     yield f"- ResNet-50{compiled}, batches of {args.batch}, {args.steps} steps an epoch, n = {args.rounds} rounds"
-    yield "- Memory: of the largest process on the host; plain and timm have worker processes besides"
+    yield "- Plain is fp32. Memory: of the largest process on the host; plain and timm have worker processes besides"
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from table import publish
+from table import provenance, publish
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 Options = dict[str, Any]
@@ -115,15 +115,9 @@ def spread(shares: list[float], sign: str = "") -> str:
 def header(runs: list[Path], common: Options, seeds: list[int]) -> Iterator[str]:
     """What was measured, how and on what, by the files of ``runs``."""
     yield f"# The bag of tricks on {common['data']}\n"
-    yield f"- Command: `{shlex.join(['python', *sys.argv])}`"
-    machines = set()
-    for run in runs:
-        now = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        device = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
-        versions = {"Python": now["python"], **now["packages"], "commit": str(now["git_commit"])[:7]}
-        listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-        machines.add(f"- Hardware and versions: {device}, {now['precision']}; {listed}")
-    yield from sorted(machines)
+    places = {tuple(provenance(json.loads((run / "environment.json").read_text(encoding="utf-8")))) for run in runs}
+    for place in sorted(places):
+        yield from place
     for run in runs[:1]:
         with (run / "split.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
