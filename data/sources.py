@@ -90,42 +90,50 @@ def built_in_birds(data: str, cache: Cache) -> Path:
 def read_folders(folder: Path) -> Samples:
     """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
     ignored: Counter[str] = Counter()
+    sides = _sides(folder, ignored)
+    if ignored:
+        log.info(f"{folder}: ignored {some(_counted(ignored), 8)}")
+    for prefix, members in sides.values():
+        if not members:
+            raise UserError(_nothing_in(folder / prefix))
+    classes = sorted({name for _, members in sides.values() for name, _ in members})
+    if len(sides) == 2:
+        _name_lopsided_classes(folder, *({name for name, _ in members} for _, members in sides.values()))
+    label = {name: index for index, name in enumerate(classes)}
+    # With the folders sorted, their slash included, all paths are, since each folder's own are.
+    folders = sorted(
+        (f"{prefix}{name}/", label[name], side, paths)
+        for side, (prefix, members) in sides.items()
+        for name, paths in members
+    )
+    _, labels, names, paths = zip(*folders, strict=True)
+    counts = [len(each) for each in paths]
+    split = np.repeat(names, counts) if len(sides) == 2 else None
+    return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
+
+
+def _sides(folder: Path, ignored: Counter[str]) -> dict[str, tuple[str, list[tuple[str, list[str]]]]]:
+    """Of train and val, or of "" that is yet to be split: what the paths begin with, and the class folders."""
+
+    def side(prefix: str) -> tuple[str, list[tuple[str, list[str]]]]:
+        return prefix, list(_class_folders(folder, prefix, ignored))
+
     names = [entry.name for entry in _visible(folder, Counter()) if entry.is_dir()]
     children = {name.lower(): name for name in names}
     train, val = (
         next((children[name] for name in usual if name in children), None) for usual in (TRAIN_NAMES, VAL_NAMES)
     )
-    if train is not None and val is not None:
-        parts = {"train": train + "/", "val": val + "/"}
-        ignored.update(f"{name}/" for name in names if name not in (train, val))
-    else:
-        parts = {"": ""}
-    found = {part: list(_class_folders(folder, prefix, ignored)) for part, prefix in parts.items()}
-    if len(found) == 2 and val and val.lower() == "test":
-        if {name for name, _ in found["train"]} & {name for name, _ in found["val"]}:
-            log.info(f"{folder}: no val/, so {val}/ is the validation set")
-        else:  # as in competitions
+    if train is None or val is None:
+        return {"": side("")}
+    ignored.update(f"{name}/" for name in names if name not in (train, val))
+    sides = {"train": side(f"{train}/"), "val": side(f"{val}/")}
+    if val.lower() == "test":
+        learnt, asked = ({name for name, _ in members} for _, members in sides.values())
+        if not learnt & asked:  # as in competitions
             log.info(f"{folder}: {val}/ has no folders of {train}/'s classes, so a part of {train}/ validates")
-            parts, found = {"": parts["train"]}, {"": found["train"]}
-    if ignored:
-        log.info(f"{folder}: ignored {some(_counted(ignored), 8)}")
-    for part, members in found.items():
-        if not members:
-            raise UserError(_nothing_in(folder / parts[part]))
-    classes = sorted({name for members in found.values() for name, _ in members})
-    if len(found) == 2:
-        _name_lopsided_classes(folder, *({name for name, _ in members} for members in found.values()))
-    label = {name: index for index, name in enumerate(classes)}
-    # With the folders sorted, their slash included, all paths are, since each folder's own are.
-    folders = sorted(
-        (f"{parts[part]}{name}/", label[name], part, paths)
-        for part, members in found.items()
-        for name, paths in members
-    )
-    _, labels, sides, paths = zip(*folders, strict=True)
-    counts = [len(each) for each in paths]
-    split = np.repeat(sides, counts) if len(found) == 2 else None
-    return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
+            return {"": sides["train"]}
+        log.info(f"{folder}: no val/, so {val}/ is the validation set")
+    return sides
 
 
 def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
