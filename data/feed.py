@@ -22,6 +22,7 @@ def reader(store: Store, device: torch.device) -> Reader:
     copied while it computes; for others, on the CPU.
     """
     if device.type == "cuda" and store.pixels is not None:
+        torch.cuda.empty_cache()  # of a training before, which would count as taken
         needed, free = store.pixels.nbytes, torch.cuda.mem_get_info(device)[0]
         if 3 * needed < free:
             log.info(f"all pictures move to {device}: {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
@@ -45,7 +46,7 @@ def mover(device: torch.device) -> Mover:
     stream = torch.cuda.Stream(device)
 
     def move(array: np.ndarray) -> Tensor:
-        with torch.cuda.stream(stream):
+        with torch.cuda.device(device), torch.cuda.stream(stream):  # a thread begins on the first device
             moved = torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
         stream.synchronize()
         # Else its memory could be given to the next copy while the stream that computes still reads it.

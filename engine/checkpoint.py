@@ -62,6 +62,8 @@ class TrainingState:
         if self.average:
             self.average.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:  # which the other device's may be
+            group["fused"] = self.optimizer.defaults["fused"]
         if content["scaler"]:  # empty where training was in another precision
             self.scaler.load_state_dict(content["scaler"])
         for name, metric in self.metrics.items():

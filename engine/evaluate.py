@@ -26,6 +26,7 @@ from engine.evaluator import create_evaluator
 from engine.handlers import attach_progress
 from engine.machine import Machine
 from engine.metrics import calibration_bins, logit_gap
+from engine.resume import saved_iteration
 from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
@@ -78,7 +79,8 @@ def evaluate(
 
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
     stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}"
-    about = {"checkpoint": checkpoint, "data": str(dataset.samples.root), "precision": machine.precision}
+    about = {"checkpoint": checkpoint, "iteration": saved_iteration(file)}
+    about |= {"data": str(dataset.samples.root), "precision": machine.precision}
     about |= {name: metrics[name] for name in ("ece", "logit_gap")}
     found = torch.cat(logits.data)
     shown = pictures_to_show(found, labels, partial(center_pictures, dataset, split, recipe.crop))

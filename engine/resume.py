@@ -50,6 +50,8 @@ def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     epochs, inside = divmod(trainer.state.iteration, saved)
     unrecorded = not inside and not done
     if first:
+        if file != run.last:  # else the next save would keep the damaged one as the one before it
+            copy_checkpoint(file, run.last)
         run.keep_history(epochs - unrecorded)
     log.info(f"{run.path}: going on after iteration {trainer.state.iteration}")
     if unrecorded:  # it was stopped between an epoch's last step and its row in the history
@@ -79,6 +81,8 @@ def restore(state: TrainingState, run: RunDir, file: Path, device: torch.device)
     try:
         state.restore(content)
         return content["trainer"]["epoch_length"], content["epoch_done"]
+    except torch.OutOfMemoryError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{file} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
 

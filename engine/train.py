@@ -123,6 +123,9 @@ def build(
         nesterov=recipe.momentum > 0,
         fused=device.type != "mps",
     )
+    if recipe.momentum:  # a first step that the scaler skips would leave the fused optimizer's as memory happened to be
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
     view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
 

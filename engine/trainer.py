@@ -40,10 +40,11 @@ def create_trainer(
     processes, unsynchronised = idist.get_world_size(), getattr(model, "no_sync", nullcontext)
 
     def loss_of(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(images):  # a gradient of zeros, since the other processes wait for one; they exchange float32
+            logits = model(images)
+            return logits.sum(), logits.detach()
         with autocast():
             logits = model(images)
-            if not len(images):  # a gradient of zeros, since the other processes wait for one
-                return logits.sum(), logits.detach()
             loss = criterion(logits, targets)
             return (loss + distillation(logits, images) if distillation else loss), logits.detach()
 

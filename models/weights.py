@@ -149,6 +149,8 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:  # whose text recommends to unpickle it nevertheless
         way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path} is no checkpoint, or holds more than weights and plain values: {way_out}") from error
+    except torch.OutOfMemoryError:  # no fault of the file's
+        raise
     except Exception as error:  # on a damaged file torch raises nearly anything
         raise UserError(f"{path} is no checkpoint, or a damaged one: {first_line(error)[:150]}") from error
     if not isinstance(content, dict):

@@ -77,7 +77,7 @@ def headline(run: Run) -> Markup:
     state = f"Epoch {best['epoch']} of {recipe.epochs} is the best." if best else "No epoch is done yet."
     unfinished = f"Unfinished: {run.epochs} of {recipe.epochs} epochs are done."
     notes = [element("p", unfinished, class_="missing")] if not run.finished else []
-    if best and run.evaluation and abs(run.evaluation.accuracy - best["val_accuracy"]) > 1e-6:
+    if best and run.evaluation and run.evaluation.iteration != best["iteration"]:
         other = f"What follows the curves is of an evaluation with accuracy {run.evaluation.accuracy:.2%} (checkpoint "
         other += f"{run.evaluation.checkpoint}), not of the best epoch. To refresh it: "
         notes.append(missing(other, run))

@@ -21,7 +21,8 @@ PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}
 class Evaluation:
     """What `eval` computed on the validation pictures.
 
-    ece, logit_gap: over all pictures. logits: (n, K) float64. labels: (n,) int64.
+    iteration: after which the checkpoint was saved, None where that is not known. ece, logit_gap: over all pictures.
+    logits: (n, K) float64. labels: (n,) int64.
     indices: (n,) int64, rows of split.csv. gaps: (n,), each picture's.
     bins: (3, bins), predictions by confidence: how many, its sum, and how many are right.
     pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) the rows of logits that they show.
@@ -31,6 +32,7 @@ class Evaluation:
     ece: float
     logit_gap: float
     checkpoint: str
+    iteration: int | None
     logits: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
@@ -160,8 +162,8 @@ def read_evaluation(path: Path, classes: int, pictures: int) -> Evaluation | Non
         if not sound:
             raise ValueError("its arrays do not fit this run")
         accuracy, ece, gap = (float(about[name]) for name in ("accuracy", "ece", "logit_gap"))
-        logits, checkpoint = logits.astype(np.float64), str(about["checkpoint"])
-        return Evaluation(accuracy, ece, gap, checkpoint, logits, labels, indices, gaps, bins, shown)
+        logits, checkpoint, iteration = logits.astype(np.float64), str(about["checkpoint"]), about["iteration"]
+        return Evaluation(accuracy, ece, gap, checkpoint, iteration, logits, labels, indices, gaps, bins, shown)
     except Exception as error:  # a damaged archive raises nearly anything
         again = f"python main.py eval --run {path} writes it anew"
         raise UserError(f"{arrays} is damaged or old ({' '.join(str(error).split())}): {again}") from error

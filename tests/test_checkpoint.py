@@ -155,15 +155,15 @@ def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tm
 
 
 def test_all_that_training_consists_of_is_restored(tmp_path):
-    def make(seed):
+    def make(seed, fused):
         torch.manual_seed(seed)
         model = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
         trainer = Engine(lambda *_: None)
         return TrainingState(trainer, model, torch.nn.Linear(2, 2), optimizer, scaler, {}, ["a", "b"], Recipe())
 
-    one, other = make(1), make(2)
+    one, other = make(1, fused=False), make(2, fused=True)
     one.scaler.scale(one.model(torch.ones(1, 2)).sum()).backward()
     one.scaler.step(one.optimizer)
     one.scaler.update(3.0)  # as after an overflow
@@ -172,6 +172,7 @@ def test_all_that_training_consists_of_is_restored(tmp_path):
     other.restore(load(tmp_path / "last.pt"))
     assert other.scaler.get_scale() == 3
     assert other.trainer.state.iteration == 6
+    assert other.optimizer.param_groups[0]["fused"]  # as its device has it, not as the other's had
     for a, b in ((one.model, other.model), (one.average, other.average)):
         assert torch.equal(a.weight, b.weight)
     momentum = [state.optimizer.state_dict()["state"][0]["momentum_buffer"] for state in (one, other)]

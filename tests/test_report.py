@@ -78,7 +78,7 @@ def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=
         gaps, bins = logit_gap(torch.tensor(logits)), calibration_bins(torch.tensor(logits), torch.tensor(labels))
         arrays = {"logits": logits, "labels": labels, "indices": np.array(indices), "gaps": gaps, "bins": bins}
         np.savez(path / "eval-val.npz", **arrays, **shown)
-        about = {"accuracy": float(np.mean(logits.argmax(1) == labels)), "checkpoint": "best"}
+        about = {"accuracy": float(np.mean(logits.argmax(1) == labels)), "checkpoint": "best", "iteration": 20}
         (path / "eval-val.json").write_text(json.dumps({**about, "ece": 0.0625, "logit_gap": float(gaps.mean())}))
     return path
 
@@ -217,6 +217,16 @@ def test_runs_side_by_side(tmp_path):
     assert "--epochs" not in page.texts["th"]
     assert any(str(runs[2]) in text for text in page.texts["p"])
     assert not (runs[0] / "figures").exists()
+
+
+@pytest.mark.parametrize("iteration", [20, 10, None])
+def test_an_evaluation_of_another_checkpoint_is_said_to_be_one(tmp_path, iteration):
+    """By the checkpoint's iteration: on another device, or in other batches, a picture may be rounded the other way."""
+    run = make_run(tmp_path / "run")
+    about = json.loads((run / "eval-val.json").read_text())
+    (run / "eval-val.json").write_text(json.dumps({**about, "iteration": iteration}))
+    write_report([run], tmp_path / "report.html")
+    assert ("not of the best epoch" in (tmp_path / "report.html").read_text()) == (iteration != 20)
 
 
 def test_runs_over_seeds(tmp_path):

@@ -244,6 +244,9 @@ def test_a_damaged_checkpoint_costs_what_came_after_the_one_before_it(tiny, tric
         call(tmp_path / "damaged", 8, **tricks)  # in the second epoch
     run = RunDir(tmp_path / "damaged")
     run.last.write_bytes(run.last.read_bytes()[:-1000])
+    with pytest.raises(Stopped):
+        call(run.path, 3, **tricks)
+    assert is_whole(run.previous)  # and not the damaged one
     assert flat(result(call(run.path, **tricks))) == flat(result(whole))
     assert "last.pt is damaged" in caplog.text
     assert "previous.pt" in caplog.text
@@ -383,6 +386,26 @@ def test_a_run_as_weights_hands_its_head_on_to_the_same_classes(tiny, tricks, tm
     assert torch.equal(one["body.0.weight"], other["body.0.weight"])
     assert torch.equal(one["fc.weight"], other["fc.weight"]) == known
     assert ("the head is taken over" in caplog.text) == known
+
+
+def test_first_steps_that_the_scaler_skips_leave_no_trace():
+    """Of the fused optimizer's momentum, whose memory torch fills with NaN where it is to be deterministic."""
+    recipe = Recipe.create({**OPTIONS, "model": "resnet18"})
+    state, _ = engine.train.build(recipe, Machine(torch.device("cpu"), "fp16", False), ["a", "b", "c"], 3, None, None)
+    state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 3e38})
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    images, labels = torch.randint(256, (6, 20, 20, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
+    batches = (Batch(number, images, labels, Share(np.arange(6), 6)) for number in range(3))
+    torch.use_deterministic_algorithms(True)
+    try:
+        state.trainer.run(batches, max_epochs=1, epoch_length=3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert state.scaler.get_scale() == pytest.approx(3e38 / 8, rel=1e-3)
+    assert all(map(torch.equal, state.model.parameters(), before))
+    momenta = [values["momentum_buffer"] for values in state.optimizer.state.values()]
+    assert len(momenta) == len(before)
+    assert not any(momentum.count_nonzero() for momentum in momenta)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
