@@ -15,22 +15,19 @@ log = logging.getLogger("plumage")
 
 def run_command(cli: click.Command) -> None:
     """Run what the command line says, and exit. Whatever a user did is one line on standard error."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
-            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
-                outlet = BufferedWriter(Outlet(stream.fileno(), "w", closefd=False))
-                setattr(
-                    sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
-                )
+    _open_streams()
     logging.basicConfig(format="%(message)s", force=True)
     log.setLevel(logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it speaks of its fonts
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of a picture is in skipped.csv
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it repeats each exception that is reported below
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        failure = getattr(getattr(sys.stdout.buffer, "raw", None), "failure", None)
+        if not failure:
+            sys.exit(code)
+        message, code = f"standard output: {failure.strerror}", UserError.exit_code
     except EarlyEnd as end:
         message, code = str(end), end.exit_code
     except click.ClickException as error:
@@ -50,28 +47,50 @@ def run_command(cli: click.Command) -> None:
     sys.exit(code)
 
 
-class Outlet(FileIO):
-    """A stream whose reader may go, as with ``| head``: what is written after that is lost, and a training is not.
+def _open_streams() -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; what is opened next must not take its place
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
+                outlet = BufferedWriter(Outlet(stream.fileno(), "w", closefd=False))
+                setattr(
+                    sys, name, TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=name == "stderr")
+                )
 
-    needed: a command whose output is all that it is for ends instead.
+
+class Outlet(FileIO):
+    """A stream whose reader may go, as with ``| head``, or whose disk may be full: a training is not lost by that.
+
+    needed: a command whose output is all that it is for ends instead. failure: what went wrong, but for a reader's end.
     """
 
-    needed = False
+    needed, failure = False, None
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError as error:
-            if self.needed:
-                self.needed = False  # for what is left in the buffers
-                raise ClosedPipe from error
+        except OSError as error:
+            needed, self.needed = self.needed, False  # for what is left in the buffers
+            if isinstance(error, BrokenPipeError):
+                if needed:
+                    raise ClosedPipe from error
+                return len(data)
+            self.failure = error
+            if needed:
+                error.filename = "standard output"
+                raise
             return len(data)
 
 
 def need_reader() -> None:
-    """Standard output, line by line, is what the command is for."""
+    """Standard output, line by line, is what the command is for; a file's name goes through as the bytes that it is."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
         outlet = getattr(sys.stdout.buffer, "raw", None)
         if isinstance(outlet, Outlet):
             outlet.needed = True
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")

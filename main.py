@@ -337,23 +337,20 @@ def ablate(
     type=Place(path_type=Path),
     help="[report.html in the run, or beside them where there are several]",
 )
-def report(runs: tuple[Path, ...], output: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite --output.")
+def report(runs: tuple[Path, ...], output: Path | None, force: bool) -> None:
     """Write what a run learnt, and how well, as one HTML page; of several runs, how they compare.
 
     Each RUN is a run's folder; without one, the newest in runs/. The run may still be training.
     """
     StopSignals()
     found = [find_run(run).path for run in dict.fromkeys(runs)] or [find_run(None).path]
+    from engine.output import check_output  # noqa: PLC0415
     from report.page import write_report  # noqa: PLC0415
 
     home = found[0] if len(found) == 1 else Path(os.path.commonpath([run.absolute().parent for run in found]))
     file = output or home / "report.html"
-    try:
-        usable = file.parent.is_dir() and not file.is_dir()
-    except OSError:  # a name that is too long
-        usable = False
-    if not usable:
-        raise UserError(f"--output {file}: is no file in a folder that there is; give another")
+    check_output(file, force or output is None)
     write_report(found, file)
     click.echo(file)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.machine import Machine, choose_device, choose_precision
 from engine.predict import Prediction, Predictor, load_predictor
-from engine.rundir import RunDir
+from engine.runs import find_run
 from errors import UserError
 
 __all__ = ["Prediction", "Predictor", "load"]
@@ -24,7 +24,7 @@ def load(
     ``eval --calibrate`` fitted, where it did. tta: averaged with the mirror image. Raises ValueError where it cannot.
     """
     try:
-        found, chosen = RunDir(Path(run)), choose_device(device)
+        found, chosen = find_run(Path(run).expanduser()), choose_device(device)
         machine = Machine(chosen, choose_precision("auto", chosen, found.precision), compile=False)
         return load_predictor(found, machine, checkpoint, calibrated, tta)
     except UserError as error:  # which ends a command, and is no Exception

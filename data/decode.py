@@ -56,6 +56,8 @@ def decode(file: Path, size: int) -> np.ndarray:
 
 def to_square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
     """(size, size, 3) uint8 RGB of an opened picture, or of this part of it, as ``decode`` says; it is not changed."""
+    if not all(image.size):
+        raise ValueError("has no pixels")
     square = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
     with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
         square = square.transpose(TURNS[image.getexif()[ExifTags.Base.Orientation]])

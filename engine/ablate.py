@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from data.samples import some
 from data.sources import list_samples, locate
 from data.store import Cache
 from engine.interval import Difference, difference_over_seeds
@@ -101,6 +102,13 @@ def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seed
     return list(trials.values())
 
 
+def begun_in(folder: Path) -> set[str]:
+    """The names of the runs of the ablation that ``folder`` holds."""
+    with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+        return {run["run"] for run in json.loads((folder / "ablation.json").read_text(encoding="utf-8"))["runs"]}
+    return set()
+
+
 def find_folder(home: Path, trials: list[Trial]) -> Path:
     """Where these very trials were begun last below ``home``, else a new ``home/ablation-<data name>-<n>``."""
 
@@ -132,16 +140,16 @@ def ablate(
     runs = [RunDir(folder / trial.name) for trial in trials]
     try:
         check(trials, runs, folder, cache)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "ablation.json", json.dumps(description(trials), indent=2) + "\n")
     finally:
         with suppress(OSError):
             folder.rmdir()  # if nothing came into it
-    outcomes = []
-    for number, (trial, run) in enumerate(zip(trials, runs, strict=True), 1):
-        log.info(f"[{number}/{len(trials)}] {run.path}")
-        outcomes.append(train_one(trial, run, machine, cache, signals, tensorboard))
-    write_results(outcomes, folder / "ablation.csv")
+    with RunDir(folder).locked():
+        replace_file(folder / "ablation.json", json.dumps(description(trials), indent=2) + "\n")
+        outcomes = []
+        for number, (trial, run) in enumerate(zip(trials, runs, strict=True), 1):
+            log.info(f"[{number}/{len(trials)}] {run.path}")
+            outcomes.append(train_one(trial, run, machine, cache, signals, tensorboard))
+        write_results(outcomes, folder / "ablation.csv")
     return outcomes
 
 
@@ -149,6 +157,10 @@ def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -
     """Raises UserError, before any training, where ``folder``, the pictures or a file of weights will not do."""
     if RunDir(folder).holds_run:
         raise UserError(f"--run {folder}: is a run itself; give the folder that is to hold the ablation's runs")
+    if others := begun_in(folder) - {trial.name for trial in trials}:
+        raise UserError(
+            f"--run {folder}: holds another ablation, with {some(sorted(others), 1)}; give another, or its values too"
+        )
     for trial, run in zip(trials, runs, strict=True):
         run.check_writable()
         differences = []

@@ -1,5 +1,6 @@
 """evaluate(run, …): a run's model on its own pictures, or on others."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from ignite.handlers import EpochOutputStore
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.augment import Transform, center_crop
 from data.dataset import Dataset, read_all
@@ -31,6 +32,8 @@ from engine.rundir import RunDir
 from engine.train import recall_dataset
 from errors import UserError
 from models.weights import fingerprint, trained_model
+
+log = logging.getLogger("plumage")
 
 SAMPLES, MISTAKES, THUMBNAIL = 12, 24, 112
 
@@ -58,7 +61,7 @@ def evaluate(
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
     file = run.checkpoint(checkpoint)
-    model = trained_model(file, f"--checkpoint {file}", classes, recipe.model).to(device)
+    model = model_of(run, checkpoint).to(device)
     weights = fingerprint(model) if calibrate else ""
     if machine.compile:
         model.compile()
@@ -85,12 +88,22 @@ def evaluate(
     found = torch.cat(logits.data)
     shown = pictures_to_show(found, labels, partial(center_pictures, dataset, split, recipe.crop))
     shown |= {"gaps": logit_gap(found).numpy(), "bins": calibration_bins(found, torch.from_numpy(labels)).numpy()}
-    run.write_arrays(f"{stem}.npz", logits=found.numpy(), labels=labels, indices=dataset.indices(split), **shown)
-    run.write_json(f"{stem}.json", {**result, **about})
+    try:
+        run.write_arrays(f"{stem}.npz", logits=found.numpy(), labels=labels, indices=dataset.indices(split), **shown)
+        run.write_json(f"{stem}.json", {**result, **about})
+    except OSError as error:
+        log.warning(f"{run.path}: what was computed is not kept there: {error.strerror}")
     if calibrate:
         fitted = calibration.calibrate(run, found.numpy(), labels, checkpoint, weights)
         result |= {name: fitted[name] for name in ("temperature", "calibrated_nll")}
     return result
+
+
+def model_of(run: RunDir, checkpoint: str) -> nn.Module:
+    """The network of a run's checkpoint: best, last or a file. Raises UserError where it does not go with the run."""
+    file, recipe = run.checkpoint(checkpoint), run.recipe
+    sides = {"resize": recipe.resize, "crop": recipe.crop}
+    return trained_model(file, f"--checkpoint {file}", run.classes, recipe.model, **sides)
 
 
 def pictures_to_show(

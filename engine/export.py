@@ -22,11 +22,12 @@ from data.sources import list_pictures, locate
 from data.split import read_split
 from data.store import Cache
 from engine.calibration import temperature_for
+from engine.evaluate import model_of
 from engine.output import check_output, written_beside
 from engine.rundir import RunDir
 from errors import UserError, first_line
 from models.resnet import build_model
-from models.weights import fingerprint, load_state, trained_model
+from models.weights import fingerprint, load_state
 
 log = logging.getLogger("plumage")
 
@@ -95,8 +96,7 @@ def export(
     check_packages(form)
     if normalised_input and form == "safetensors":
         raise UserError("--normalised-input: safetensors holds weights alone, which have no input; leave it out")
-    checkpoint_file = run.checkpoint(checkpoint)
-    model = trained_model(checkpoint_file, f"--checkpoint {checkpoint_file}", classes, recipe.model).eval()
+    model = model_of(run, checkpoint).eval()
     stored = read_examples(example_files(run, cache, pictures), recipe.resize, cache.workers)
     network = Network(model, recipe.crop, normalised_input).eval()
     views = center_crop(stored, recipe.crop).contiguous()

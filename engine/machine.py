@@ -71,7 +71,7 @@ def choose_device(device: str) -> torch.device:
         if available["mps"] and not available["cuda"]:
             log.info("computing on the CPU; --device mps is faster, but its results can differ")
         device = "cuda" if available["cuda"] else "cpu"
-    if not available[device]:
+    if not available.get(device):
         raise UserError(f"--device {device}: torch finds none on this machine; take --device auto")
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun starts a process for each
         device, there = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+from uuid import uuid4
 
 from engine.rundir import named_in_errors
 from errors import UserError
@@ -29,7 +30,7 @@ def check_output(file: Path, force: bool) -> None:
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
     """Where to write what gets the name ``file`` when all went well; else nothing is left of it."""
-    temporary = file.with_name(file.name + ".tmp")
+    temporary = file.with_name(f".{uuid4().hex}.tmp")  # no file of the user's
     try:
         with named_in_errors(file):
             yield temporary

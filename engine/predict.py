@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,17 +23,20 @@ from data.decode import decode_or_reason, to_square
 from data.sources import list_pictures
 from data.store import map_ahead
 from engine.calibration import temperature_for
+from engine.evaluate import model_of
 from engine.evaluator import forward
 from engine.machine import Machine
 from engine.output import text_output
 from engine.rows import Table
 from engine.rundir import RunDir
-from errors import UserError
-from models.weights import fingerprint, trained_model
+from errors import UserError, first_line
+from models.weights import fingerprint
 
 log = logging.getLogger("plumage")
 
 Picture: TypeAlias = str | Path | Image.Image
+# Of one that is there twice, two threads would read the one file at once.
+reading_an_image = threading.Lock()
 
 
 class Prediction(NamedTuple):
@@ -68,7 +72,7 @@ class Predictor:
         pictures, predictions = list(pictures), []
         for picture, found in zip(pictures, self.stream(pictures), strict=True):
             if isinstance(found, str):
-                raise ValueError(f"{picture}: {found}")
+                raise ValueError(f"{getattr(picture, 'filename', '') or picture}: {found}")
             label = int(found.argmax())
             by_name = dict(zip(self.classes, found.tolist(), strict=True))
             predictions.append(Prediction(self.classes[label], float(found[label]), by_name))
@@ -106,8 +110,7 @@ def load_predictor(
     workers: int | None = None,
 ) -> Predictor:
     """checkpoint: best, last or a file. calibrated: with the run's temperature, where it is this checkpoint's."""
-    recipe, classes, file = run.recipe, run.classes, run.checkpoint(checkpoint)
-    model = trained_model(file, f"--checkpoint {file}", classes, recipe.model)
+    recipe, classes, model = run.recipe, run.classes, model_of(run, checkpoint)
     temperature = temperature_for(run, fingerprint(model)) if calibrated else 1.0
     model = model.to(machine.device).eval()
     if machine.compile:
@@ -174,4 +177,11 @@ def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[
 
 def read_picture(picture: Picture, size: int) -> np.ndarray | str:
     """(size, size, 3) uint8 as ``decode`` makes it, or why it cannot. An image of Python's is not changed."""
-    return to_square(picture, size) if isinstance(picture, Image.Image) else decode_or_reason(Path(picture), size)
+    if not isinstance(picture, Image.Image):
+        return decode_or_reason(Path(picture).expanduser(), size)
+    try:
+        with reading_an_image:
+            picture.load()
+        return to_square(picture, size)
+    except Exception as error:  # as in data/decode.py
+        return first_line(error)

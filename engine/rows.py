@@ -41,6 +41,10 @@ class Table:
     def __post_init__(self) -> None:
         if len(self.columns) == 1 and not self.probabilities:
             raise UserError(f"--columns {self.columns[0]}: names no label; give two names, or --probabilities as well")
+        of_classes = ["probabilities"] if self.form == "jsonl" else self.classes
+        names = Counter([*self.header, *(of_classes if self.probabilities else ())])
+        if (twice := names.most_common(1)[0])[1] > 1:
+            raise UserError(f"--columns {','.join(self.columns)}: {twice[0]!r} would be there twice; give other names")
 
     @property
     def header(self) -> list[str]:

@@ -51,12 +51,19 @@ def pretrained_weights(name: str, weights: str) -> Weights:
     return Weights(state_dict_of(content), _classes_of(content), source)
 
 
-def trained_model(file: str | Path, source: str, classes: list[str], name: str | None = None) -> nn.Module:
+def trained_model(
+    file: str | Path, source: str, classes: list[str], name: str | None = None, **sides: int
+) -> nn.Module:
     """The network of a checkpoint, with its weights. Raises UserError, beginning with ``source``, where there is none.
 
-    classes: what it has to tell apart. name: which ResNet it is, where the file may not say so.
+    classes: what it has to tell apart. name: which ResNet it is, where the file may not say so. sides: the resize and
+    crop of the pictures that it gets.
     """
     content = load_file(Path(file))
+    recipe = content.get("recipe")
+    if isinstance(recipe, dict) and any(dict.get(recipe, side, value) != value for side, value in sides.items()):
+        own = " and ".join(f"--{side} {dict.get(recipe, side)}" for side in sides)
+        raise UserError(f"{source}: learnt from pictures of another size, {own}; give its own --run")
     if "classes" in content and _classes_of(content) != classes:
         raise UserError(f"{source}: of other classes than the {len(classes)} here; take one of the same")
     if (name := _network_of(content) or name) is None:

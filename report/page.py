@@ -1,6 +1,7 @@
 """The HTML report of a run, or of several against each other: one file that needs nothing else."""
 
 import json
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from report.compare import comparison
 from report.html import Markup, drawing, element, fold, page, picture, safe, section, table, tiles
 from report.reading import Evaluation, Run, read_run
 
+log = logging.getLogger("plumage")
+
 SHOWN = 15  # rows of a long table before the rest is folded away
 
 
@@ -29,7 +32,10 @@ def write_report(paths: Sequence[Path], file: Path) -> None:
     runs = [read_run(path) for path in paths]
     if len(runs) == 1:
         drawn = figures.single_run(runs[0])
-        save_figures(drawn, runs[0].path / "figures")
+        try:
+            save_figures(drawn, runs[0].path / "figures")
+        except OSError as error:
+            log.warning(f"{runs[0].path}: no figures/ there: {error.strerror}")
         text = single(runs[0], drawn)
     else:
         text = comparison(runs)

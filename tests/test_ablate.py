@@ -369,6 +369,25 @@ def test_more_seeds_into_the_same_folder_keep_those_that_are_there(command, plum
     assert all("n = 2" in line for line in table_of(out)[2:])
 
 
+def test_another_ablation_in_the_same_folder_is_refused(command, plumage, tmp_path):
+    folder = tmp_path / "a"
+    assert plumage(*command, "--vary", "smoothing=0,0.1", "--run", folder, "--epochs", "1")[0] == 0
+    before = contents(folder)
+    code, out, err = plumage(*command, "--vary", "smoothing=0.1", "--run", folder, "--epochs", "1")
+    assert (code, out) == (2, "")
+    assert "holds another ablation, with smoothing=0,seed=0;" in err.splitlines()[-1]
+    assert contents(folder) == before
+
+
+def test_an_ablation_is_at_work_once(command, plumage, tmp_path):
+    folder = tmp_path / "a"
+    with RunDir(folder).locked():
+        code, out, err = plumage(*command, "--vary", "smoothing=0", "--run", folder)
+    assert (code, out) == (2, "")
+    assert "another training is at work in it" in err.splitlines()[-1]
+    assert not list(folder.iterdir()) if folder.exists() else True
+
+
 def test_without_its_best_checkpoint_a_run_is_not_finished(command, plumage, tmp_path):
     assert plumage("train", *command[1:], "--run", tmp_path / "a")[0] == 0
     run = RunDir(tmp_path / "a")

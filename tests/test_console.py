@@ -1,8 +1,52 @@
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 import torch
+from conftest import ROOT
 
 from console import run_command
+
+WRITE = """
+import sys, click
+sys.path.insert(0, sys.argv.pop(1))
+import console
+@click.command()
+@click.option("--needed", is_flag=True)
+def command(needed):
+    if needed:
+        console.need_reader()
+    click.echo("result")
+    click.echo("notice", err=True)
+    open(sys.executable).close()
+console.run_command(command)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize(
+    ("streams", "code", "says"),
+    [
+        (">/dev/full", 2, "notice\nerror: standard output: No space left on device\n"),
+        (">/dev/full --needed", 2, "error: standard output: No space left on device\n"),
+        (">&-", 0, "notice\n"),
+        ("2>/dev/full", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(streams, code, says):
+    done = subprocess.run(
+        f"{shlex.join([sys.executable, '-c', WRITE, str(ROOT)])} {streams}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, says)
 
 
 def test_too_little_memory_is_one_line_and_other_bugs_are_not(capsys):

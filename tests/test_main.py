@@ -435,7 +435,7 @@ def test_eval_without_a_run(plumage, tmp_path):
         assert "run" in err
 
 
-@pytest.mark.parametrize("content", ["text", "truncated", "classes", "head", "absent"])
+@pytest.mark.parametrize("content", ["text", "truncated", "classes", "head", "absent", "size"])
 def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
     file, best = tmp_path / "c.pt", trained / "checkpoints" / "best.pt"
     if content == "text":
@@ -446,6 +446,8 @@ def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
         saved = torch.load(best)
         if content == "classes":
             saved["classes"] = ["a", "b", "c", "d"]
+        elif content == "size":
+            saved["recipe"]["crop"] = 30
         else:
             saved = {**saved["model"], "fc.weight": torch.zeros(4, 512), "fc.bias": torch.zeros(4)}
         torch.save(saved, file)
@@ -453,6 +455,31 @@ def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
     assert (code, out) == (2, "")
     assert one_line(err)
     assert "c.pt" in err
+
+
+def test_of_a_run_that_cannot_be_written_to_the_numbers_are_told(trained, plumage, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    expected = plumage("eval", "--json")[1]
+    monkeypatch.setattr(RunDir, "write_arrays", refuse)
+    code, out, err = plumage("eval", "--json")
+    assert (code, out) == (0, expected)
+    assert "what was computed is not kept there: Permission denied" in err
+    monkeypatch.setattr("report.page.save_figures", refuse)
+    code, _, err = plumage("report", "-o", tmp_path / "elsewhere.html")
+    assert code == 0, err
+    assert "no figures/ there: Permission denied" in err
+
+
+def test_a_report_takes_no_other_files_place(trained, plumage, tmp_path):
+    before = (trained / "recipe.json").read_bytes()
+    code, out, err = plumage("report", "-o", trained / "recipe.json")
+    assert (code, out) == (2, "")
+    assert "--force" in err
+    assert (trained / "recipe.json").read_bytes() == before
+    for options in ((), (), ("-o", tmp_path / "r.html"), ("-o", tmp_path / "r.html", "--force")):
+        assert plumage("report", *options)[0] == 0
 
 
 def test_a_checkpoint_elsewhere_and_a_bare_state_dict_do(trained, plumage, tmp_path):

@@ -125,6 +125,33 @@ def test_python_gets_ordinary_exceptions(run, tmp_path):
         load(run, checkpoint="none.pt", device="cpu")
 
 
+def test_python_reads_one_image_that_is_there_twice_and_names_what_it_cannot_read(run, home, tmp_path):
+    file = tmp_path / "large.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    predictor, image = load(run), Image.open(file)
+    assert len({one.label for one in predictor([image] * 8)}) == 1
+    file.write_bytes(file.read_bytes()[:-5000])
+    for picture, says in ((Image.open(file), r"large\.jpg: .*truncated"), (Image.new("RGB", (5, 0)), "has no pixels")):
+        with pytest.raises(ValueError, match=says):
+            predictor([picture])
+    with pytest.raises(ValueError, match="--device gpu"):
+        load(run, device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "twice"),
+    [
+        (["--columns", "id,label,label_2", "--top-k", "2"], "label_2"),
+        (["--columns", "probabilities,label", "--probabilities", "--format", "jsonl"], "probabilities"),
+    ],
+)
+def test_columns_of_one_name_are_refused(predict, home, options, twice):
+    code, text, err = predict(home / "val", *options)
+    assert (code, text) == (2, "")
+    assert f"'{twice}' would be there twice" in err
+
+
 def test_the_lines_of_the_readme(home, monkeypatch, tmp_path, capsys):
     lines = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     shutil.copytree(home / "runs" / "photos-1", tmp_path / "runs" / "birds-1")

@@ -114,6 +114,16 @@ def test_a_test_folder_without_classes_is_left_for_predict(tmp_path, caplog, unl
     assert "a part of train/ validates" in caplog.text
 
 
+def test_runs_among_the_pictures_are_none_of_them(tmp_path, caplog):
+    caplog.set_level("INFO", "plumage")
+    files = ("recipe.json", "classes.json", "split.csv", "figures/loss.png")
+    touch(
+        tmp_path, "a/1.jpg", "b/1.jpg", "b/recipe.json", *(f"{run}/{name}" for run in ("runs/x", "y") for name in files)
+    )
+    assert listed(tmp_path) == [("a/1.jpg", "a", None), ("b/1.jpg", "b", None)]
+    assert "the run " in caplog.text
+
+
 def test_a_class_may_be_called_train(tmp_path):
     touch(tmp_path, "train/1.jpg", "bus/1.jpg")
     assert {label for _, label, _ in listed(tmp_path)} == {"train", "bus"}
