@@ -148,8 +148,11 @@ class RunDir:
             handle.write(json.dumps(row) + "\n")
 
     def checkpoint(self, which: str) -> Path:
-        """The file that ``--checkpoint`` means: best, last, or a path."""
-        return {"best": self.best, "last": self.last}.get(which, Path(which))
+        """The file that ``--checkpoint`` means: best, last, or a path. UserError where no epoch has made it yet."""
+        file = {"best": self.best, "last": self.last}.get(which)
+        if file and not file.exists():
+            raise UserError(f"{file} does not exist: no epoch is done; train --run {self.path} --resume goes on")
+        return file or Path(which)
 
     def _read(self, name: str) -> Any:
         try:
