@@ -36,12 +36,12 @@ def run_command(cli: click.Command) -> None:
         message, code = error.format_message() + hint, error.exit_code
     except OSError as error:  # a full disk, a missing permission, a name that is too long
         message, code = f"{error.filename or 'a file'}: {error.strerror or error}", UserError.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
         message, code = f"the GPU has too little memory left ({first_line(error)}); take --device cpu", 2
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
     if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
         click.echo(f"error: {message}".replace("\n", " "), err=True)
     sys.exit(code)
