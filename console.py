@@ -24,10 +24,10 @@ def run_command(cli: click.Command) -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
-        failure = getattr(getattr(sys.stdout.buffer, "raw", None), "failure", None)
-        if not failure:
+        outlet = _outlet()
+        if not outlet or not outlet.failure:
             sys.exit(code)
-        message, code = f"standard output: {failure.strerror}", UserError.exit_code
+        message, code = f"standard output: {outlet.failure.strerror}", UserError.exit_code
     except EarlyEnd as end:
         message, code = str(end), end.exit_code
     except click.ClickException as error:
@@ -41,7 +41,10 @@ def run_command(cli: click.Command) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        message, code = f"the GPU has too little memory left ({first_line(error)}); take --device cpu", 2
+        message, code = (
+            f"the GPU has too little memory left ({first_line(error)}); take --device cpu",
+            UserError.exit_code,
+        )
     if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
         click.echo(f"error: {message}".replace("\n", " "), err=True)
     sys.exit(code)
@@ -68,29 +71,34 @@ class Outlet(FileIO):
     needed: a command whose output is all that it is for ends instead. failure: what went wrong, but for a reader's end.
     """
 
-    needed, failure = False, None
+    needed = False
+    failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
             needed, self.needed = self.needed, False  # for what is left in the buffers
-            if isinstance(error, BrokenPipeError):
-                if needed:
-                    raise ClosedPipe from error
+            gone = isinstance(error, BrokenPipeError)
+            self.failure = self.failure if gone else error
+            if not needed:
                 return len(data)
-            self.failure = error
-            if needed:
-                error.filename = "standard output"
-                raise
-            return len(data)
+            if gone:
+                raise ClosedPipe from error
+            error.filename = "standard output"
+            raise
 
 
 def need_reader() -> None:
     """Standard output, line by line, is what the command is for; a file's name goes through as the bytes that it is."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-        outlet = getattr(sys.stdout.buffer, "raw", None)
-        if isinstance(outlet, Outlet):
+        if outlet := _outlet():
             outlet.needed = True
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _outlet() -> Outlet | None:
+    """Where standard output goes; None where that is a terminal, or somebody else's, such as a notebook's."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw if isinstance(raw, Outlet) else None

@@ -1,3 +1,4 @@
+import io
 import shlex
 import subprocess
 import sys
@@ -47,6 +48,16 @@ def test_streams_that_are_full_or_closed(streams, code, says):
         check=False,
     )
     assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_a_standard_output_that_is_not_pythons_own_will_do(monkeypatch):
+    """As a notebook's, which has no buffer."""
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    with pytest.raises(SystemExit) as end:
+        run_command(click.Command("told", callback=lambda: click.echo("result")))
+    assert not end.value.code
+    assert sys.stdout.getvalue() == "result\n"
 
 
 def test_too_little_memory_is_one_line_and_other_bugs_are_not(capsys):
