@@ -24,8 +24,8 @@ SUFFIXES = {
     ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"
 }  # fmt: skip
 TRAIN_NAMES = ("train", "training")
-RUN_FILES = {"recipe.json", "classes.json", "split.csv"}
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
+RUN_FILES = ("recipe.json", "classes.json", "split.csv")
 
 
 def locate(data: str, cache: Cache) -> Path:
@@ -156,11 +156,10 @@ def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]
     waiting, followed = [(folder, prefix)], {folder.resolve()}
     while waiting:
         here, prefix = waiting.pop()
-        entries = _visible(here, ignored)
-        if {entry.name for entry in entries} >= RUN_FILES:  # whose figures are no pictures to learn from
+        if all((here / name).is_file() for name in RUN_FILES):  # a run, whose figures are no pictures to learn from
             ignored[f"the run {here}"] += 1
             continue
-        for entry in entries:
+        for entry in _visible(here, ignored):
             if entry.is_dir():
                 if entry.is_symlink():
                     target, real = Path(entry.path).resolve(), here.resolve()
