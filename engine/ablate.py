@@ -102,21 +102,9 @@ def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seed
     return list(trials.values())
 
 
-def begun_in(folder: Path) -> set[str]:
-    """The names of the runs of the ablation that ``folder`` holds."""
-    with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-        return {run["run"] for run in json.loads((folder / "ablation.json").read_text(encoding="utf-8"))["runs"]}
-    return set()
-
-
 def find_folder(home: Path, trials: list[Trial]) -> Path:
     """Where these very trials were begun last below ``home``, else a new ``home/ablation-<data name>-<n>``."""
-
-    def content(file: Path) -> Any:
-        with suppress(OSError, ValueError, RecursionError):
-            return json.loads(file.read_text(encoding="utf-8"))
-
-    same = [file for file in home.glob("ablation-*/ablation.json") if content(file) == description(trials)]
+    same = [file for file in home.glob("ablation-*/ablation.json") if begun(file.parent) == description(trials)]
     if same:
         return max(same, key=lambda file: file.stat().st_mtime_ns).parent
     return next_run(home, f"ablation-{Path(trials[0].recipe.data).name}").path
@@ -128,6 +116,13 @@ def description(trials: list[Trial]) -> dict[str, Any]:
         "vary": list(trials[0].values),
         "runs": [{"run": trial.name, "values": trial.values, "recipe": asdict(trial.recipe)} for trial in trials],
     }
+
+
+def begun(folder: Path) -> Any:
+    """What ``folder``'s ablation.json holds; None where there is none, or a damaged one."""
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    return None
 
 
 def ablate(
@@ -157,7 +152,10 @@ def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -
     """Raises UserError, before any training, where ``folder``, the pictures or a file of weights will not do."""
     if RunDir(folder).holds_run:
         raise UserError(f"--run {folder}: is a run itself; give the folder that is to hold the ablation's runs")
-    if others := begun_in(folder) - {trial.name for trial in trials}:
+    others: set[str] = set()
+    with suppress(TypeError, KeyError):  # there is none, or one of another form
+        others = {run["run"] for run in begun(folder)["runs"]} - {trial.name for trial in trials}
+    if others:
         raise UserError(
             f"--run {folder}: holds another ablation, with {some(sorted(others), 1)}; give another, or its values too"
         )

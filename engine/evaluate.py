@@ -60,7 +60,6 @@ def evaluate(
         raise UserError("--calibrate: is done on the run's own validation pictures; leave out --data and --split")
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
-    file = run.checkpoint(checkpoint)
     model = model_of(run, checkpoint).to(device)
     weights = fingerprint(model) if calibrate else ""
     if machine.compile:
@@ -82,7 +81,7 @@ def evaluate(
 
     result = {"split": split, "n": len(rows), **{name: metrics[name] for name in ("accuracy", "top5", "loss", "nll")}}
     stem = f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}"
-    about = {"checkpoint": checkpoint, "iteration": saved_iteration(file)}
+    about = {"checkpoint": checkpoint, "iteration": saved_iteration(run.checkpoint(checkpoint))}
     about |= {"data": str(dataset.samples.root), "precision": machine.precision}
     about |= {name: metrics[name] for name in ("ece", "logit_gap")}
     found = torch.cat(logits.data)

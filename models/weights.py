@@ -60,9 +60,9 @@ def trained_model(
     crop of the pictures that it gets.
     """
     content = load_file(Path(file))
-    recipe = content.get("recipe")
-    if isinstance(recipe, dict) and any(dict.get(recipe, side, value) != value for side, value in sides.items()):
-        own = " and ".join(f"--{side} {dict.get(recipe, side)}" for side in sides)
+    recipe = _recipe_of(content)
+    if any(recipe.get(side, value) != value for side, value in sides.items()):
+        own = " and ".join(f"--{side} {recipe.get(side)}" for side in sides)
         raise UserError(f"{source}: learnt from pictures of another size, {own}; give its own --run")
     if "classes" in content and _classes_of(content) != classes:
         raise UserError(f"{source}: of other classes than the {len(classes)} here; take one of the same")
@@ -114,9 +114,13 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         raise UserError(f"{source}: cannot be copied into this model: …{reason}; take plain tensors") from error
 
 
-def _network_of(checkpoint: dict[str, Any]) -> str | None:
+def _recipe_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     recipe = checkpoint.get("recipe")
-    name = dict.get(recipe, "model") if isinstance(recipe, dict) else None
+    return dict(dict.items(recipe)) if isinstance(recipe, dict) else {}
+
+
+def _network_of(checkpoint: dict[str, Any]) -> str | None:
+    name = _recipe_of(checkpoint).get("model")
     return name if isinstance(name, str) else None
 
 
