@@ -34,13 +34,8 @@ def speed(args: argparse.Namespace, kept: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crop", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8, help="in an epoch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = throughput.step_options(__doc__)
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     device = torch.device("cpu")
     machine = Machine(device, choose_precision("auto", device), compile=False)

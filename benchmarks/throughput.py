@@ -219,17 +219,23 @@ def header(args: argparse.Namespace, machine: Machine) -> Iterator[str]:
     yield "- Plain is fp32. Memory: of the largest process on the host; plain and timm have worker processes besides"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def step_options(description: str | None) -> argparse.ArgumentParser:
+    """The options of whoever measures the step."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="in an epoch")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = step_options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--one", choices=("bare", "plain", "timm"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     device = choose_device(args.device)
     machine = Machine(device, choose_precision("auto", device), args.compile)
