@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from errors import ClosedPipe, EarlyEnd, UserError, first_line
+from plumage.errors import ClosedPipe, EarlyEnd, UserError, first_line
 
 log = logging.getLogger("plumage")
 

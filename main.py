@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console import need_reader, run_command
-from engine.recipe import Recipe
-from engine.runs import RUNS, find_run, open_run
-from engine.signals import StopSignals
-from errors import UserError
-from options import (
+from plumage.console import need_reader, run_command
+from plumage.engine.signals import StopSignals
+from plumage.errors import UserError
+from plumage.options import (
     RECIPE_FIELDS,
     Columns,
     Place,
@@ -32,11 +30,13 @@ from options import (
     tensorboard_option,
     trained_options,
 )
+from plumage.recipe import Recipe
+from plumage.rundir.choose import RUNS, find_run, open_run
 
 if TYPE_CHECKING:
-    from data.store import Cache
-    from engine.machine import Machine
-    from engine.rundir import RunDir
+    from plumage.data.store import Cache
+    from plumage.hardware.device import Machine
+    from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 
@@ -79,14 +79,14 @@ def train(
     given = take_recipe_options(options)
     recipe = Recipe.create(given)
 
-    from engine import distributed  # noqa: PLC0415 (torch takes seconds, and --help needs none)
-    from engine.train import train as run_training  # noqa: PLC0415
+    from plumage.engine.train import train as run_training  # noqa: PLC0415
+    from plumage.hardware import processes  # noqa: PLC0415 (torch takes seconds, and --help needs none)
 
     machine, cache = choose_machine(**options)
     with ExitStack() as held:
-        with distributed.joined(machine.device) as first:
-            choice = partial(open_run, held, run, given, recipe, resume, distributed.Memory())
-            found, recipe = distributed.from_first("the run's folder", choice)
+        with processes.joined(machine.device) as first:
+            choice = partial(open_run, held, run, given, recipe, resume, processes.Memory())
+            found, recipe = processes.from_first("the run's folder", choice)
             log.info(f"{found.path}: preset {recipe.preset}, {machine.device}, {machine.precision}")
             trained = run_training(recipe, found, machine, cache, signals, checkpoint_minutes, tensorboard)
         if first:
@@ -99,8 +99,8 @@ def train(
 def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
     """Evaluate trained runs and write their report. Whatever goes wrong, the runs are whole: it costs a line."""
     try:
-        from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
-        from report.page import write_report  # noqa: PLC0415
+        from plumage.engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+        from plumage.report.page import write_report  # noqa: PLC0415
 
         for run in runs:
             run_evaluation(run, machine, cache)
@@ -133,7 +133,7 @@ def evaluate(
 ) -> None:
     """Accuracy, top-5 accuracy and loss of a run's best model."""
     StopSignals()
-    from engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+    from plumage.engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
 
     found = find_run(run)
     machine, cache = choose_machine(**options, as_trained=found.precision)
@@ -216,10 +216,10 @@ def predict(
     """
     StopSignals()
     found = find_run(run)
-    from engine.output import check_output  # noqa: PLC0415
-    from engine.predict import list_inputs, load_predictor  # noqa: PLC0415
-    from engine.predict import predict as run_prediction  # noqa: PLC0415
-    from engine.rows import Table  # noqa: PLC0415
+    from plumage.files import check_output  # noqa: PLC0415
+    from plumage.inference.predict import list_inputs, load_predictor  # noqa: PLC0415
+    from plumage.inference.predict import predict as run_prediction  # noqa: PLC0415
+    from plumage.inference.table import Table  # noqa: PLC0415
 
     table = Table(found.classes, form, columns, identity, label == "index", top_k, probabilities)
     if output:
@@ -270,9 +270,9 @@ def export(
     """
     StopSignals()
     found = find_run(run)
-    from data.store import Cache  # noqa: PLC0415
-    from engine.export import choose_format  # noqa: PLC0415
-    from engine.export import export as run_export  # noqa: PLC0415
+    from plumage.data.store import Cache  # noqa: PLC0415
+    from plumage.inference.export import choose_format  # noqa: PLC0415
+    from plumage.inference.export import export as run_export  # noqa: PLC0415
 
     form = choose_format(form, output)
     done = run_export(found, Cache(cache), form, output, force, checkpoint, normalised_input, pictures)
@@ -315,7 +315,7 @@ def ablate(
     """
     signals = StopSignals()
     given = take_recipe_options(options)
-    from engine import ablate as ablation  # noqa: PLC0415
+    from plumage import ablation  # noqa: PLC0415
 
     trials = ablation.plan(given, varied, seeds)
     machine, cache = choose_machine(**options)
@@ -345,8 +345,8 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool) -> None:
     """
     StopSignals()
     found = [find_run(run).path for run in dict.fromkeys(runs)] or [find_run(None).path]
-    from engine.output import check_output  # noqa: PLC0415
-    from report.page import write_report  # noqa: PLC0415
+    from plumage.files import check_output  # noqa: PLC0415
+    from plumage.report.page import write_report  # noqa: PLC0415
 
     home = found[0] if len(found) == 1 else Path(os.path.commonpath([run.absolute().parent for run in found]))
     file = output or home / "report.html"
@@ -366,9 +366,9 @@ def choose_machine(
     as_trained: str = "auto",
 ) -> "tuple[Machine, Cache]":
     """as_trained: the precision of the run that is evaluated. cache: None for a command that keeps none."""
-    from data.cores import usable_cores  # noqa: PLC0415
-    from data.store import Cache  # noqa: PLC0415
-    from engine.machine import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
+    from plumage.data.store import Cache  # noqa: PLC0415
+    from plumage.hardware.cores import usable_cores  # noqa: PLC0415
+    from plumage.hardware.device import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
 
     cores = usable_cores()
     chosen = choose_device(device)

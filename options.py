@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from engine.recipe import Recipe, option_name
-from errors import UserError
+from plumage.errors import UserError
+from plumage.recipe import Recipe, option_name
 
 RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
 

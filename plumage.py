@@ -6,26 +6,44 @@ predictor(["a.jpg", image])  # a list of Prediction: label, probability, probabi
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from engine.machine import Machine, choose_device, choose_precision
-from engine.predict import Prediction, Predictor, load_predictor
-from engine.runs import find_run
-from errors import UserError
+if TYPE_CHECKING:
+    from plumage.inference.predict import Prediction, Predictor
 
+# The folders beside this file are plumage.data, plumage.models and so on, so that none of them takes a name from the
+# modules of whoever imports it. Installed, this file is the package's __init__.py, and they lie beside it too.
+__path__ = [str(Path(__file__).parent)]
 __all__ = ["Prediction", "Predictor", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch, which takes seconds, only where it is used."""
+    if name not in ("Prediction", "Predictor"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from plumage.inference import predict  # noqa: PLC0415
+
+    return getattr(predict, name)
 
 
 def load(
     run: str | Path, checkpoint: str = "best", device: str = "auto", calibrated: bool = True, tta: bool = False
-) -> Predictor:
-    """The model of a run's folder. Its predictions are those of ``python main.py predict``.
+) -> "Predictor":
+    """Load the model of a run's folder. Its predictions are those of ``python main.py predict``.
 
     checkpoint: best, last or a file. device: auto, cpu, cuda or mps. calibrated: with the temperature that
     ``eval --calibrate`` fitted, where it did. tta: averaged with the mirror image. Raises ValueError where it cannot.
     """
+    from plumage.errors import UserError  # noqa: PLC0415
+    from plumage.hardware.cores import usable_cores  # noqa: PLC0415
+    from plumage.hardware.device import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
+    from plumage.inference.predict import load_predictor  # noqa: PLC0415
+    from plumage.rundir.choose import find_run  # noqa: PLC0415
+
     try:
         found, chosen = find_run(Path(run).expanduser()), choose_device(device)
+        set_up(chosen, usable_cores())
         machine = Machine(chosen, choose_precision("auto", chosen, found.precision), compile=False)
         return load_predictor(found, machine, checkpoint, calibrated, tta)
-    except UserError as error:  # which ends a command, and is no Exception
+    except UserError as error:  # which is for the command line
         raise ValueError(str(error)) from error

@@ -35,13 +35,12 @@ from torch import multiprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import engine.train
-from data.loader import Batch
-from data.share import share_of
-from engine import distributed
-from engine.environment import environment
-from engine.machine import Machine
-from engine.recipe import Recipe
+import plumage.engine.train
+from plumage.data.loader import Batch
+from plumage.data.share import share_of
+from plumage.hardware.device import Machine
+from plumage.hardware.environment import environment
+from plumage.recipe import Recipe
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 
@@ -139,12 +138,12 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
     sizes = {"batch_size": options.batch, "resize": options.crop, "crop": options.crop}
     recipe = Recipe.create({"preset": "finetune", "weights": "none", **sizes})
     with ExitStack() as stack:
-        stack.enter_context(distributed.joined(cpu))
-        share = distributed.share
+        stack.enter_context(processes.joined(cpu))
+        share = processes.wrap_ddp
         if processes > 1:
-            stack.enter_context(patch("engine.distributed.share", lambda *args: clock.watch(share(*args))))
+            stack.enter_context(patch("plumage.hardware.processes.wrap_ddp", lambda *args: clock.watch(share(*args))))
         machine = Machine(cpu, "fp32", compile=False)
-        state, _ = engine.train.build(recipe, machine, [str(n) for n in range(200)], options.steps, None, None)
+        state, _ = plumage.engine.train.build(recipe, machine, [str(n) for n in range(200)], options.steps, None, None)
         part = share_of(options.batch, rank, processes)
         images = torch.randint(256, (len(part.places), options.crop, options.crop, 3), dtype=torch.uint8)
         batch = Batch(0, images, torch.arange(len(images)), part)
@@ -154,7 +153,7 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
         if processes > 1:
             start = time.perf_counter()
             for _ in range(500):
-                distributed.any_process(0)
+                processes.any_process(0)
             agreeing = (time.perf_counter() - start) / 500
     if rank == 0:
         steps = [{**step, "update": update} for step, update in zip(clock.steps, begun, strict=False)][2:]

@@ -25,12 +25,12 @@ from ignite.engine import Events
 from loop import Training
 from table import provenance, publish
 
-from data.cores import usable_cores
-from engine.environment import environment
-from engine.machine import Machine, choose_device, choose_precision, set_up
-from engine.recipe import Recipe
-from engine.resume import save_state
-from engine.rundir import RunDir
+from plumage.engine.resume import save_state
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine, choose_device, choose_precision, set_up
+from plumage.hardware.environment import environment
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 MINUTES = 10  # --checkpoint-minutes of `train`, by default
 

@@ -35,16 +35,16 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import engine.train
-from data.cores import usable_cores
-from data.loader import Batch
-from data.share import share_of
-from engine.checkpoint import CheckpointWriter
-from engine.environment import environment
-from engine.machine import Machine, choose_device, choose_precision, set_up
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from engine.signals import StopSignals
+import plumage.engine.train
+from plumage.data.loader import Batch
+from plumage.data.share import share_of
+from plumage.engine.checkpoint import CheckpointWriter
+from plumage.engine.signals import StopSignals
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine, choose_device, choose_precision, set_up
+from plumage.hardware.environment import environment
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 CLASSES = [f"class {number}" for number in range(200)]
 VALIDATION = {"loss": 1.0, "accuracy": 0.5, "top5": 0.5, "nll": 1.0}
@@ -68,10 +68,10 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, machine: Machine, steps: int, run: RunDir):
-        self.state, evaluator = engine.train.build(recipe, machine, CLASSES, steps, None, None)
+        self.state, evaluator = plumage.engine.train.build(recipe, machine, CLASSES, steps, None, None)
         self.trainer, self.writer, self.steps = self.state.trainer, CheckpointWriter(), steps
         self.step, self.device = self.trainer._process_function, machine.device
-        engine.train.attach_handlers(
+        plumage.engine.train.attach_handlers(
             self.state, evaluator, lambda: VALIDATION, steps * recipe.batch_size, run, machine.look_every,
             StopSignals(), self.writer, 10_000,
         )  # fmt: skip
@@ -125,7 +125,7 @@ def terminal() -> Iterator[None]:
 
 def measure(machine: Machine, steps: int, rounds: int, batch_size: int) -> Iterator[dict[str, float]]:
     """Each round's seconds per iteration of the loops."""
-    engine.train.build_model = NoSize
+    plumage.engine.train.build_model = NoSize
     torch.set_num_threads(1)
     options = {"weights": "none", "resize": 4, "crop": 4, "batch_size": batch_size, "epochs": 2 * rounds + 2}
     slow = count(step=1)  # a clock by which each iteration takes seconds
@@ -139,7 +139,7 @@ def measure(machine: Machine, steps: int, rounds: int, batch_size: int) -> Itera
                 "the Engine of `train`": seconds_inside(full, training.batches, steps, 2 * number + 1),
             }
             training.writer.wait()  # for the checkpoint that an epoch ends with
-            with patch("engine.handlers.perf_counter", slow.__next__):
+            with patch("plumage.engine.handlers.perf_counter", slow.__next__):
                 row["the same, its bar always drawn"] = seconds_inside(full, training.batches, steps, 2 * number + 2)
             training.writer.wait()
             training.synchronise()

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import throughput
 from table import provenance, publish
 
-import engine.machine
-from engine.environment import environment
-from engine.machine import Machine, choose_precision
+import plumage.hardware.device
+from plumage.hardware.device import Machine, choose_precision
+from plumage.hardware.environment import environment
 
 KINDS = {"given back": False, "kept": True}
 
@@ -41,7 +41,7 @@ def main() -> None:
     machine = Machine(device, choose_precision("auto", device), compile=False)
     if args.one:
         if not KINDS[args.one]:
-            engine.machine._keep_memory = lambda: None
+            plumage.hardware.device._keep_memory = lambda: None
         print(json.dumps(throughput.bare(args, machine)))
         return
     rounds = [{kind: speed(args, kept) for kind, kept in KINDS.items()} for _ in range(args.rounds)]

@@ -23,20 +23,20 @@ from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.cores import usable_cores
-from data.decode import decode
-from data.sources import list_pictures, locate
-from data.store import Cache
-from engine.criterion import LabelSmoothingLoss
-from engine.environment import environment
-from engine.evaluator import create_evaluator
-from engine.machine import Machine, choose_device, choose_precision, set_up
-from engine.predict import Predictor, load_predictor, predict
-from engine.recipe import Recipe
-from engine.rows import Table
-from engine.rundir import RunDir
-from models.resnet import build_model
-from options import cache_folder
+from plumage.data.decode import decode
+from plumage.data.sources import list_pictures, locate
+from plumage.data.store import Cache
+from plumage.engine.criterion import LabelSmoothingLoss
+from plumage.engine.evaluator import create_evaluator
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine, choose_device, choose_precision, set_up
+from plumage.hardware.environment import environment
+from plumage.inference.predict import Predictor, load_predictor, predict
+from plumage.inference.table import Table
+from plumage.models.resnet import build_model
+from plumage.options import cache_folder
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 CLASSES = [f"class {number}" for number in range(200)]
 

@@ -44,8 +44,8 @@ def make_pictures(root: Path, pictures: int) -> None:
 
 def make_store(folder: Path) -> None:
     """As if the pictures had been decoded."""
-    from data.sources import list_samples  # noqa: PLC0415 (the process that starts the others stays small)
-    from data.store import _key, write_skipped  # noqa: PLC0415
+    from plumage.data.sources import list_samples  # noqa: PLC0415 (the process that starts the others stays small)
+    from plumage.data.store import _key, write_skipped  # noqa: PLC0415
 
     root = folder / "pictures"
     paths = list_samples(root).paths
@@ -63,12 +63,12 @@ def go(until: str, folder: Path) -> None:
     """All that leads to stage ``until``, and it; then print its seconds, those of the CPU, and the peak memory."""
     import torch  # noqa: PLC0415
 
-    from data.dataset import prepare, recall  # noqa: PLC0415
-    from data.feed import reader  # noqa: PLC0415
-    from data.loader import epoch_length, train_batches  # noqa: PLC0415
-    from data.sources import list_samples  # noqa: PLC0415
-    from data.split import write_split  # noqa: PLC0415
-    from data.store import Cache  # noqa: PLC0415
+    from plumage.data.dataset import prepare, recall  # noqa: PLC0415
+    from plumage.data.feed import reader  # noqa: PLC0415
+    from plumage.data.loader import epoch_length, train_batches  # noqa: PLC0415
+    from plumage.data.sources import list_samples  # noqa: PLC0415
+    from plumage.data.split import write_split  # noqa: PLC0415
+    from plumage.data.store import Cache  # noqa: PLC0415
 
     root, split, cache, before = folder / "pictures", folder / "split.csv", Cache(folder), peak()
 
@@ -133,8 +133,8 @@ def main() -> None:
                 rows[stage].append((pictures, *numbers))
     import torch  # noqa: PLC0415 (now that nothing is measured any more)
 
-    from engine.environment import environment  # noqa: PLC0415
-    from engine.machine import Machine  # noqa: PLC0415
+    from plumage.hardware.device import Machine  # noqa: PLC0415
+    from plumage.hardware.environment import environment  # noqa: PLC0415
 
     lines = [
         "# Seconds and memory by the number of pictures\n",

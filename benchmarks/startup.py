@@ -37,10 +37,10 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
     """In the process that is measured: prints {part: seconds since ``begun``} at its end, and leaves."""
     from ignite.engine import Events  # noqa: PLC0415
 
-    import data.dataset  # noqa: PLC0415
-    import data.sources  # noqa: PLC0415
-    import engine.train  # noqa: PLC0415
     import main  # noqa: PLC0415
+    import plumage.data.dataset  # noqa: PLC0415
+    import plumage.data.sources  # noqa: PLC0415
+    import plumage.engine.train  # noqa: PLC0415
 
     ends = {"imports": time.time() - begun}
 
@@ -53,10 +53,10 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
 
         return wrapped
 
-    data.sources.draw_birds = clocked(data.sources.draw_birds)
-    engine.train.list_samples = clocked(engine.train.list_samples)
-    data.dataset.open_store = clocked(data.dataset.open_store)
-    build = clocked(engine.train.build)
+    plumage.data.sources.draw_birds = clocked(plumage.data.sources.draw_birds)
+    plumage.engine.train.list_samples = clocked(plumage.engine.train.list_samples)
+    plumage.data.dataset.open_store = clocked(plumage.data.dataset.open_store)
+    build = clocked(plumage.engine.train.build)
 
     def build_and_watch(*args: Any, **kwargs: Any) -> Any:
         state, evaluator = build(*args, **kwargs)
@@ -70,7 +70,7 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
 
         return state, evaluator
 
-    engine.train.build = build_and_watch
+    plumage.engine.train.build = build_and_watch
     sys.argv = ["main.py", *arguments]
     main.main()
 
@@ -89,8 +89,8 @@ def measure(cache: Path, run: Path, device: str) -> dict[str, float]:
 
 
 def report(rounds: int, device: str) -> Iterator[str]:
-    from engine.environment import environment  # noqa: PLC0415
-    from engine.machine import Machine, choose_device, choose_precision  # noqa: PLC0415
+    from plumage.hardware.device import Machine, choose_device, choose_precision  # noqa: PLC0415
+    from plumage.hardware.environment import environment  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

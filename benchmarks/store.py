@@ -29,14 +29,14 @@ from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.birds import draw_birds
-from data.cores import usable_cores
-from data.decode import decode
-from data.feed import reader
-from data.loader import epoch_length, train_batches
-from data.store import Cache, Store, open_store
-from engine.environment import environment
-from engine.machine import Machine
+from plumage.birds.folder import draw_birds
+from plumage.data.decode import decode
+from plumage.data.feed import reader
+from plumage.data.loader import epoch_length, train_batches
+from plumage.data.store import Cache, Store, open_store
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine
+from plumage.hardware.environment import environment
 
 BATCH = 32
 

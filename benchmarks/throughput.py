@@ -35,13 +35,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.birds import draw_birds
-from data.cores import usable_cores
-from engine.criterion import LabelSmoothingLoss
-from engine.environment import environment
-from engine.machine import Machine, choose_device, choose_precision, set_up
-from engine.rundir import RunDir
-from models.resnet import build_model, parameter_groups
+from plumage.birds.folder import draw_birds
+from plumage.engine.criterion import LabelSmoothingLoss
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine, choose_device, choose_precision, set_up
+from plumage.hardware.environment import environment
+from plumage.models.resnet import build_model, parameter_groups
+from plumage.rundir.folder import RunDir
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 CLASSES = 8

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from data.seeding import Purpose, generator
-from data.share import Share
+from plumage.data.seeding import Purpose, generator
+from plumage.data.share import Share
 
 # Of ImageNet; every set of torchvision's ResNet weights was trained with them.
 MEAN = (0.485, 0.456, 0.406)

@@ -4,9 +4,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.samples import Samples
-from data.store import is_below
-from errors import UserError
+from plumage.data.samples import Samples
+from plumage.data.store import is_below
+from plumage.errors import UserError
 
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.samples import Samples, some
-from data.sources import locate
-from data.split import read_split, shared_pictures, stratified_split
-from data.store import Cache, Store, open_store, read_skipped
-from errors import UserError
+from plumage.data.samples import Samples, some
+from plumage.data.sources import locate
+from plumage.data.split import read_split, shared_pictures, stratified_split
+from plumage.data.store import Cache, Store, open_store, read_skipped
+from plumage.errors import UserError
 
 log = logging.getLogger("plumage")
 

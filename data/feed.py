@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.store import Store
+from plumage.data.store import Store
 
 log = logging.getLogger("plumage")
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.feed import Reader
-from data.seeding import Purpose, generator
-from data.share import Share, share_of
-from data.store import map_ahead
+from plumage.data.feed import Reader
+from plumage.data.seeding import Purpose, generator
+from plumage.data.share import Share, share_of
+from plumage.data.store import map_ahead
 
 AHEAD = 2  # batches in preparation while one is being computed
 Part = tuple[int, int]  # (rank, processes): which process's share of each batch, of how many

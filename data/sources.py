@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.birds import birds_folder, draw_birds, parse_birds
-from data.cub import fetch_cub200, is_cub, read_cub
-from data.samples import Samples, some
-from data.store import Cache
-from errors import UserError
+import plumage.birds
+from plumage.birds.folder import birds_folder, draw_birds, parse_birds
+from plumage.data.cub import fetch_cub200, is_cub, read_cub
+from plumage.data.samples import Samples, some
+from plumage.data.store import Cache
+from plumage.errors import UserError
 
 log = logging.getLogger("plumage")
 
@@ -32,7 +33,7 @@ def locate(data: str, cache: Cache) -> Path:
     """The folder that ``--data`` names: ``birds[:...]`` and ``cub200`` are drawn or fetched into ``cache`` once."""
     birds = data.partition(":")[0] == "birds"
     if birds or data == "cub200":
-        if Path(data).is_dir():
+        if Path(data).is_dir() and not Path(data).samefile(Path(plumage.birds.__file__).parent):
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")

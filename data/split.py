@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.samples import Samples, some
-from data.seeding import Purpose, generator
-from data.store import is_below
-from errors import UserError
+from plumage.data.samples import Samples, some
+from plumage.data.seeding import Purpose, generator
+from plumage.data.store import is_below
+from plumage.errors import UserError
 
 COLUMNS = ("path", "label", "split")
 

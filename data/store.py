@@ -21,9 +21,9 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from data.cores import usable_cores
-from data.decode import DECODER, decode_or_reason
-from errors import UserError
+from plumage.data.decode import DECODER, decode_or_reason
+from plumage.errors import UserError
+from plumage.hardware.cores import usable_cores
 
 log = logging.getLogger("plumage")
 

@@ -17,8 +17,8 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch import nn
 
-from engine.recipe import Recipe
-from errors import UserError
+from plumage.errors import UserError
+from plumage.recipe import Recipe
 
 
 @dataclass(frozen=True)

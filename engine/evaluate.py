@@ -14,24 +14,24 @@ from ignite.handlers import EpochOutputStore
 from PIL import Image
 from torch import Tensor, nn
 
-from data.augment import Transform, center_crop
-from data.dataset import Dataset, read_all
-from data.feed import reader
-from data.loader import eval_batches
-from data.samples import some
-from data.sources import list_samples, locate
-from data.store import Cache
-from engine import calibration
-from engine.criterion import LabelSmoothingLoss
-from engine.evaluator import create_evaluator
-from engine.handlers import attach_progress
-from engine.machine import Machine
-from engine.metrics import calibration_bins, logit_gap
-from engine.resume import saved_iteration
-from engine.rundir import RunDir
-from engine.train import recall_dataset
-from errors import UserError
-from models.weights import fingerprint, trained_model
+from plumage.data.augment import Transform, center_crop
+from plumage.data.dataset import Dataset, read_all
+from plumage.data.feed import reader
+from plumage.data.loader import eval_batches
+from plumage.data.samples import some
+from plumage.data.sources import list_samples, locate
+from plumage.data.store import Cache
+from plumage.engine.criterion import LabelSmoothingLoss
+from plumage.engine.evaluator import create_evaluator
+from plumage.engine.handlers import attach_progress
+from plumage.engine.metrics import calibration_bins, logit_gap
+from plumage.engine.resume import saved_iteration
+from plumage.engine.train import recall_dataset
+from plumage.errors import UserError
+from plumage.hardware.device import Machine
+from plumage.inference import calibration
+from plumage.models.weights import fingerprint, trained_model
+from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 

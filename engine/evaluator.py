@@ -10,7 +10,7 @@ from ignite.metrics.metric import MetricUsage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.metrics import CalibrationError, LogitGap
+from plumage.engine.metrics import CalibrationError, LogitGap
 
 
 def forward(

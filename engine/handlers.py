@@ -17,10 +17,10 @@ from ignite.handlers.tensorboard_logger import OutputHandler
 from ignite.metrics import Metric
 from torch import Tensor, nn
 
-from engine.distributed import any_process, first_says
-from engine.rundir import RunDir, stopped_early
-from engine.signals import StopSignals
-from errors import Diverged, Stopped
+from plumage.engine.signals import StopSignals
+from plumage.errors import Diverged, Stopped
+from plumage.hardware.processes import any_process, first_says
+from plumage.rundir.folder import RunDir, stopped_early
 
 log = logging.getLogger("plumage")
 

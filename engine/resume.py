@@ -9,12 +9,13 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 
-from engine import distributed, handlers
-from engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
-from engine.recipe import Recipe
-from engine.rundir import RunDir, best_of, is_over
-from errors import UserError
-from models.weights import load_file
+from plumage.engine import handlers
+from plumage.engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from plumage.errors import UserError
+from plumage.hardware import processes
+from plumage.models.weights import load_file
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir, best_of, is_over
 
 log = logging.getLogger("plumage")
 
@@ -38,13 +39,13 @@ def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
 def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
     """Bring ``state`` to the last whole checkpoint, if there is one, and the run's other files with it."""
     first, trainer = idist.get_rank() == 0, state.trainer
-    file = distributed.from_first("a look at the checkpoints", partial(last_whole, run))
+    file = processes.from_first("a look at the checkpoints", partial(last_whole, run))
     if file is None:
         if first:
             run.keep_history(0)
         return
-    saved, done = distributed.in_turns("the last checkpoint", lambda: restore(state, run, file, device))
-    distributed.must_agree(
+    saved, done = processes.in_turns("the last checkpoint", lambda: restore(state, run, file, device))
+    processes.must_agree(
         f"{trainer.state.iteration}", f"{file}: not the same on each host; the run has to be on a disk that they share"
     )
     epochs, inside = divmod(trainer.state.iteration, saved)

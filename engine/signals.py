@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from errors import Stopped
+from plumage.errors import Stopped
 
 
 class StopSignals:

@@ -12,29 +12,30 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from data.augment import Transform
-from data.dataset import Dataset, prepare, recall
-from data.feed import reader
-from data.loader import epoch_length, eval_batches, train_batches
-from data.samples import Samples
-from data.sources import list_samples, locate
-from data.split import write_split
-from data.store import Cache, write_skipped
-from engine import distributed, handlers
-from engine.checkpoint import CheckpointWriter, TrainingState
-from engine.criterion import DistillationLoss, LabelSmoothingLoss
-from engine.evaluator import create_evaluator
-from engine.machine import Machine
-from engine.recipe import Recipe
-from engine.resume import is_finished, resume, save_state
-from engine.rundir import RunDir, stopped_early, weights_file
-from engine.schedule import learning_rate
-from engine.signals import StopSignals
-from engine.trainer import attach_training_metrics, create_trainer
-from errors import UserError
-from models.batchnorm import synchronise
-from models.resnet import build_model, parameter_groups
-from models.weights import Weights, load_pretrained, pretrained_weights, trained_model
+from plumage.data.augment import Transform
+from plumage.data.dataset import Dataset, prepare, recall
+from plumage.data.feed import reader
+from plumage.data.loader import epoch_length, eval_batches, train_batches
+from plumage.data.samples import Samples
+from plumage.data.sources import list_samples, locate
+from plumage.data.split import write_split
+from plumage.data.store import Cache, write_skipped
+from plumage.engine import handlers
+from plumage.engine.checkpoint import CheckpointWriter, TrainingState
+from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
+from plumage.engine.evaluator import create_evaluator
+from plumage.engine.resume import is_finished, resume, save_state
+from plumage.engine.schedule import learning_rate
+from plumage.engine.signals import StopSignals
+from plumage.engine.trainer import attach_training_metrics, create_trainer
+from plumage.errors import UserError
+from plumage.hardware import processes
+from plumage.hardware.device import Machine
+from plumage.models.batchnorm import synchronise
+from plumage.models.resnet import build_model, parameter_groups
+from plumage.models.weights import Weights, load_pretrained, pretrained_weights, trained_model
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir, stopped_early, weights_file
 
 log = logging.getLogger("plumage")
 
@@ -53,12 +54,12 @@ def train(
     checkpoint_minutes: how old the last checkpoint may become before another is saved inside an epoch.
     tensorboard: log what goes into the history, and each step, for TensorBoard too.
     """
-    begun, finished = distributed.from_first("a look at the run", lambda: (run.holds_run, is_finished(recipe, run)))
+    begun, finished = processes.from_first("a look at the run", lambda: (run.holds_run, is_finished(recipe, run)))
     if finished:
         log.info(f"{run.path}: finished; nothing is left to do")
         return False
     gather = partial(prepare_all, recipe, run, begun, cache)
-    dataset, teacher, pretrained = distributed.in_turns("the pictures and weights", gather)
+    dataset, teacher, pretrained = processes.in_turns("the pictures and weights", gather)
     check_alike(dataset, machine)
     classes, part = dataset.samples.classes, (idist.get_rank(), idist.get_world_size())
     read = reader(dataset.store, machine.device)
@@ -69,7 +70,7 @@ def train(
     trainer, writer = state.trainer, CheckpointWriter()
 
     def validate() -> dict[str, float]:
-        distributed.take_buffers(state.average or state.model)
+        processes.take_buffers(state.average or state.model)
         batches = eval_batches(read, val_rows, val_labels, recipe.batch_size, part)
         return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
 
@@ -81,7 +82,7 @@ def train(
         begin(run, recipe, dataset, machine)
     with signals.deferred(), writer, logs:
         resume(state, run, machine.device)
-        early = distributed.first_says(lambda: stopped_early(run.history, recipe.early_stopping))
+        early = processes.first_says(lambda: stopped_early(run.history, recipe.early_stopping))
         if trainer.state.epoch < recipe.epochs and not early:
             batches = train_batches(
                 read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration,
@@ -113,7 +114,7 @@ def build(
     model = initial_model(recipe, pretrained, classes).to(device)
     if recipe.sync_bn and idist.get_world_size() > 1:
         model = synchronise(model, device)
-    network = distributed.share(model, device, recipe.freeze_backbone_epochs > 0)
+    network = processes.wrap_ddp(model, device, recipe.freeze_backbone_epochs > 0)
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     distillation = DistillationLoss(teacher.to(device), recipe.temperature) if teacher else None
     optimizer = torch.optim.SGD(
@@ -210,9 +211,9 @@ def check_alike(dataset: Dataset, machine: Machine) -> None:
     listed = repr([*zip(samples.paths, samples.labels.tolist(), samples.split.tolist(), strict=True)])
     seen = hashlib.blake2b(listed.encode(errors="surrogateescape"), digest_size=16)
     seen.update(dataset.store.digests[dataset.rows].tobytes())
-    distributed.must_agree(seen.hexdigest(), f"--data {samples.root}: not the same pictures on each host")
+    processes.must_agree(seen.hexdigest(), f"--data {samples.root}: not the same pictures on each host")
     computes = f"{machine.device.type} {machine.precision}"
-    distributed.must_agree(computes, "--precision: auto is not the same on each host; give --device and --precision")
+    processes.must_agree(computes, "--precision: auto is not the same on each host; give --device and --precision")
 
 
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
-from errors import UserError, first_line
-from models.resnet import build_model
+from plumage.errors import UserError, first_line
+from plumage.models.resnet import build_model
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
 # The keys in which ResNets differ by design (He et al. 2019, section 4.2), the stem's before the shortcuts'.

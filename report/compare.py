@@ -6,12 +6,12 @@ from math import inf
 
 import numpy as np
 
-from engine.calibration import best_temperature
-from engine.interval import Difference, difference_over_seeds
-from engine.recipe import option_name
-from report import figures, statistics
-from report.html import Markup, drawing, element, page, section, table
-from report.reading import Run
+from plumage.inference.calibration import best_temperature
+from plumage.recipe import option_name
+from plumage.report import figures, statistics
+from plumage.report.html import Markup, drawing, element, page, section, table
+from plumage.report.interval import Difference, difference_over_seeds
+from plumage.report.reading import Run
 
 CAPTIONS = {
     "loss": "Validation loss, and faint training loss, as trained: with each run's own label smoothing.",

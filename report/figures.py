@@ -10,9 +10,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from engine.schedule import learning_rate
-from report import statistics
-from report.reading import Run
+from plumage.engine.schedule import learning_rate
+from plumage.report import statistics
+from plumage.report.reading import Run
 
 INK = "#404040"
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without those too pale for lines

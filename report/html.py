@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from report.figures import INK
+from plumage.report.figures import INK
 
 NUMBER = re.compile(r"[+−]?\d[\d.,e+-]*(%| s| of \d+| to [+−][\d.]+)?|–|none")
 

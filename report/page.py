@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from engine.calibration import best_temperature, log_softmax, nll
-from engine.recipe import Recipe, option_name
-from engine.rundir import replace_file
-from report import figures, statistics
-from report.compare import comparison
-from report.html import Markup, drawing, element, fold, page, picture, safe, section, table, tiles
-from report.reading import Evaluation, Run, read_run
+from plumage.inference.calibration import best_temperature, log_softmax, nll
+from plumage.recipe import Recipe, option_name
+from plumage.report import figures, statistics
+from plumage.report.compare import comparison
+from plumage.report.html import Markup, drawing, element, fold, page, picture, safe, section, table, tiles
+from plumage.report.reading import Evaluation, Run, read_run
+from plumage.rundir.folder import replace_file
 
 log = logging.getLogger("plumage")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.recipe import Recipe
-from engine.rundir import RunDir, best_of, is_over
-from errors import UserError
+from plumage.errors import UserError
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir, best_of, is_over
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
 PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}

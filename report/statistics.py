@@ -4,8 +4,8 @@ from math import log
 
 import numpy as np
 
-from engine.calibration import log_softmax
-from engine.interval import Difference
+from plumage.inference.calibration import log_softmax
+from plumage.report.interval import Difference
 
 
 def theoretical_gap(classes: int, smoothing: float) -> float | None:

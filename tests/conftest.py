@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import main
+from plumage import main
 
 ROOT = Path(main.__file__).parent
 CLIPART = ROOT.parent / "shared" / "data" / "clipart"
@@ -45,7 +45,7 @@ def own_signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def plumage(
+def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """``python main.py ARGUMENT…`` in this process, in ``tmp_path``: its exit code, standard output and error."""

@@ -16,22 +16,22 @@ from scipy import stats
 from test_signals import signalling, stopped
 from test_train import TinyNetwork, flat, result
 
-import data.store
-import engine.ablate
-import engine.evaluate
-import engine.resume
-import engine.train
-from engine.ablate import Outcome, Trial, plan, table
-from engine.recipe import Recipe
-from engine.resume import is_finished
-from engine.rundir import RunDir
-from errors import Diverged, UserError
-from options import RECIPE_FIELDS, Values, Variation
+import plumage.ablation
+import plumage.data.store
+import plumage.engine.evaluate
+import plumage.engine.resume
+import plumage.engine.train
+from plumage.ablation import Outcome, Trial, plan, table
+from plumage.engine.resume import is_finished
+from plumage.errors import Diverged, UserError
+from plumage.options import RECIPE_FIELDS, Values, Variation
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 
 @pytest.fixture
 def command(monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(engine.train, "build_model", TinyNetwork)
+    monkeypatch.setattr(plumage.engine.train, "build_model", TinyNetwork)
     return ["ablate", "--data", photos, *TINY, "--epochs", "2"]
 
 
@@ -139,8 +139,8 @@ def test_names_are_safe_and_distinct():
         (["--vary", "mixup=0,0.1", "--teacher", "nowhere.pt"], "nowhere.pt"),
     ],
 )
-def test_wrong_use_is_one_line_and_leaves_nothing_behind(command, plumage, tmp_path, options, says):
-    code, out, err = plumage(*command, *options)
+def test_wrong_use_is_one_line_and_leaves_nothing_behind(command, cli, tmp_path, options, says):
+    code, out, err = cli(*command, *options)
     assert (code, out) == (2, "")
     assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines()[-1:]
     assert says in err.splitlines()[-1]
@@ -152,9 +152,9 @@ def table_of(out):
     return lines[next(number for number, line in enumerate(lines) if line.startswith("Validation accuracy")) :]
 
 
-def test_an_ablation(command, plumage, photos, tmp_path):
+def test_an_ablation(command, cli, photos, tmp_path):
     folder = tmp_path / "whole"
-    code, out, err = plumage(*command, *FOUR, "--run", folder)
+    code, out, err = cli(*command, *FOUR, "--run", folder)
     assert code == 0, err
     lines = table_of(out)
     assert {path.name for path in folder.iterdir() if path.is_dir()} == set(FOUR_NAMES)
@@ -173,7 +173,7 @@ def test_an_ablation(command, plumage, photos, tmp_path):
     # a run like any other, whatever ran before it in this process
     alone = RunDir(tmp_path / "alone")
     options = ["--smoothing", "0.1", "--no-bias-decay", "--seed", "1", "--run", alone.path]
-    assert plumage("train", *command[1:], *options)[0] == 0
+    assert cli("train", *command[1:], *options)[0] == 0
     assert flat(result(alone)) == flat(result(runs[FOUR_NAMES[-1]]))
 
     # the results, as a file and as a table
@@ -202,33 +202,33 @@ def contents(folder, but=()):
 
 
 def test_a_finished_ablation_repeated_prints_its_table_and_does_nothing_else(
-    command, plumage, photos, tmp_path, monkeypatch
+    command, cli, photos, tmp_path, monkeypatch
 ):
-    code, out, err = plumage(*command, "--vary", "smoothing=0,0.1")
+    code, out, err = cli(*command, "--vary", "smoothing=0,0.1")
     assert code == 0, err
     folder = tmp_path / "runs" / f"ablation-{photos.name}-1"
     runs = [path for path in folder.iterdir() if path.is_dir()]
     before = [contents(path) for path in runs]
     photos.rename(tmp_path / "gone")
-    assert plumage(*command, "--vary", "smoothing=0,0.1")[:2] == (0, "\n".join(table_of(out)) + "\n")
+    assert cli(*command, "--vary", "smoothing=0,0.1")[:2] == (0, "\n".join(table_of(out)) + "\n")
     assert [contents(path) for path in runs] == before
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
 
 
-def test_another_command_gets_the_next_folder(command, plumage, photos, tmp_path):
+def test_another_command_gets_the_next_folder(command, cli, photos, tmp_path):
     for options in (
         ["--vary", "smoothing=0,0.1"],
         ["--vary", "smoothing=0.1,0"],
         ["--vary", "smoothing=0", "--seed", "1"],
     ):
-        assert plumage(*command, "--epochs", "1", *options)[0] == 0
+        assert cli(*command, "--epochs", "1", *options)[0] == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {f"ablation-{photos.name}-{n}" for n in (1, 2, 3)}
 
 
 @pytest.fixture
-def undisturbed(command, plumage, tmp_path):
+def undisturbed(command, cli, tmp_path):
     """The folder of an ablation that nothing stopped, and its table."""
-    code, out, err = plumage(*command, *TWO, "--run", tmp_path / "whole")
+    code, out, err = cli(*command, *TWO, "--run", tmp_path / "whole")
     assert code == 0, err
     return tmp_path / "whole", table_of(out)
 
@@ -236,24 +236,24 @@ def undisturbed(command, plumage, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (data.store, "decode_or_reason", 5),
-        (engine.train.Transform, "random", 2),
-        (engine.train.Transform, "random", 20),  # six steps a run: in the fourth
-        (engine.resume, "save_checkpoint", 5),
-        (engine.train, "begin", 4),
-        (engine.ablate, "train", 3),
-        (engine.ablate, "write_results", 1),
+        (plumage.data.store, "decode_or_reason", 5),
+        (plumage.engine.train.Transform, "random", 2),
+        (plumage.engine.train.Transform, "random", 20),  # six steps a run: in the fourth
+        (plumage.engine.resume, "save_checkpoint", 5),
+        (plumage.engine.train, "begin", 4),
+        (plumage.ablation, "train", 3),
+        (plumage.ablation, "write_results", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_stopped_anywhere_the_same_command_goes_on(
-    undisturbed, command, plumage, photos, tmp_path, monkeypatch, owner, name, call
+    undisturbed, command, cli, photos, tmp_path, monkeypatch, owner, name, call
 ):
     whole, lines = undisturbed
     shutil.rmtree(tmp_path / "xdg")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalling(getattr(owner, name), signal.SIGTERM, call))
-        code, _, err = plumage(*command, *TWO)
+        code, _, err = cli(*command, *TWO)
     assert stopped(code, err, signal.SIGTERM)
     assert "--resume" not in err
 
@@ -261,7 +261,7 @@ def test_stopped_anywhere_the_same_command_goes_on(
     runs = [RunDir(folder / run) for run in TWO_NAMES]
     finished = [run.path for run in runs if run.holds_run and is_finished(run.recipe, run)]
     before = [contents(path) for path in finished]
-    code, out, err = plumage(*command, *TWO)
+    code, out, err = cli(*command, *TWO)
     assert code == 0, err
     assert [contents(path) for path in finished] == before
     assert table_of(out) == lines
@@ -274,9 +274,9 @@ def test_stopped_anywhere_the_same_command_goes_on(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
 
 
-def test_one_that_diverges_leaves_the_others_done(command, plumage, tmp_path):
+def test_one_that_diverges_leaves_the_others_done(command, cli, tmp_path):
     command = [option for option in command if option not in ("--lr", "0.05")]
-    code, out, err = plumage(*command, "--vary", "lr=0.05,1e30,0.1", "--seeds", "0,1", "--run", tmp_path / "a")
+    code, out, err = cli(*command, "--vary", "lr=0.05,1e30,0.1", "--seeds", "0,1", "--run", tmp_path / "a")
     assert code == 3
     failures = [line for line in err.splitlines() if " failed: " in line]
     assert [line.split(":")[0] for line in failures] == [f"lr=1e+30,seed={seed} failed" for seed in (0, 1)]
@@ -303,7 +303,7 @@ def test_one_that_diverges_leaves_the_others_done(command, plumage, tmp_path):
     ids=lambda value: type(value).__name__,
 )
 def test_whatever_one_fails_of_is_one_line_and_the_first_decides_the_exit_code(
-    command, plumage, tmp_path, monkeypatch, error, code
+    command, cli, tmp_path, monkeypatch, error, code
 ):
     errors = {0.1: error, 0.2: Diverged("later")}
 
@@ -312,25 +312,25 @@ def test_whatever_one_fails_of_is_one_line_and_the_first_decides_the_exit_code(
             raise errors[recipe.smoothing]
         return train(recipe, *others, **options)
 
-    train = engine.train.train
-    monkeypatch.setattr(engine.ablate, "train", failing)
+    train = plumage.engine.train.train
+    monkeypatch.setattr(plumage.ablation, "train", failing)
     options = ["--vary", "smoothing=0.1,0,0.2,0.3", "--epochs", "1", "--run", tmp_path / "a"]
-    ended, out, err = plumage(*command, *options)
+    ended, out, err = cli(*command, *options)
     assert ended == code
     assert len([line for line in err.splitlines() if line.startswith("smoothing=0.1,seed=0 failed: ")]) == 1
     assert "Traceback" not in err
     assert not (tmp_path / "a" / "smoothing=0.1,seed=0").exists()
     assert len(RunDir(tmp_path / "a" / "smoothing=0.3,seed=0").history) == 1
     assert "points" not in "".join(table_of(out)[2:])  # without the first there is nothing to compare with
-    monkeypatch.setattr(engine.ablate, "train", train)
-    assert plumage(*command, *options)[0] == 0  # it may have been the disk
+    monkeypatch.setattr(plumage.ablation, "train", train)
+    assert cli(*command, *options)[0] == 0  # it may have been the disk
 
 
-def test_a_damaged_run_fails_alone(command, plumage, tmp_path):
+def test_a_damaged_run_fails_alone(command, cli, tmp_path):
     options = ["--vary", "smoothing=0,0.1", "--run", tmp_path / "a"]
-    assert plumage(*command, *options)[0] == 0
+    assert cli(*command, *options)[0] == 0
     (tmp_path / "a" / "smoothing=0,seed=0" / "recipe.json").write_text("{")
-    code, out, err = plumage(*command, *options)
+    code, out, err = cli(*command, *options)
     assert code == 2
     assert "smoothing=0,seed=0 failed: " in err
     assert "recipe.json" in err
@@ -338,58 +338,58 @@ def test_a_damaged_run_fails_alone(command, plumage, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["a run", "another recipe", "a file", "a foreign split"])
-def test_a_folder_that_will_not_do_is_named_before_anything_is_trained(command, plumage, tmp_path, monkeypatch, case):
+def test_a_folder_that_will_not_do_is_named_before_anything_is_trained(command, cli, tmp_path, monkeypatch, case):
     folder = tmp_path / "a"
     options = ["--vary", "smoothing=0,0.1", "--run", folder]
     if case == "a run":
-        assert plumage("train", *command[1:], "--run", folder)[0] == 0
+        assert cli("train", *command[1:], "--run", folder)[0] == 0
     elif case == "another recipe":
-        assert plumage(*command, "--epochs", "1", *options)[0] == 0
+        assert cli(*command, "--epochs", "1", *options)[0] == 0
     elif case == "a file":
         folder.touch()
     else:
         (folder / "smoothing=0.1,seed=0").mkdir(parents=True)
         (folder / "smoothing=0.1,seed=0" / "split.csv").touch()
     before = contents(tmp_path)
-    monkeypatch.setattr(engine.ablate, "train", None)
-    code, out, err = plumage(*command, *options)
+    monkeypatch.setattr(plumage.ablation, "train", None)
+    code, out, err = cli(*command, *options)
     assert (code, out) == (2, "")
     assert str(folder) in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: --run")
     assert contents(tmp_path) == before
 
 
-def test_more_seeds_into_the_same_folder_keep_those_that_are_there(command, plumage, tmp_path):
+def test_more_seeds_into_the_same_folder_keep_those_that_are_there(command, cli, tmp_path):
     options = ["--vary", "smoothing=0,0.1", "--run", tmp_path / "a", "--epochs", "1"]
-    assert plumage(*command, *options)[0] == 0
+    assert cli(*command, *options)[0] == 0
     before = contents(tmp_path / "a", but=("ablation.json", "ablation.csv"))
-    code, out, _ = plumage(*command, *options, "--seeds", "0,1")
+    code, out, _ = cli(*command, *options, "--seeds", "0,1")
     assert code == 0
     assert before.items() <= contents(tmp_path / "a").items()
     assert all("n = 2" in line for line in table_of(out)[2:])
 
 
-def test_another_ablation_in_the_same_folder_is_refused(command, plumage, tmp_path):
+def test_another_ablation_in_the_same_folder_is_refused(command, cli, tmp_path):
     folder = tmp_path / "a"
-    assert plumage(*command, "--vary", "smoothing=0,0.1", "--run", folder, "--epochs", "1")[0] == 0
+    assert cli(*command, "--vary", "smoothing=0,0.1", "--run", folder, "--epochs", "1")[0] == 0
     before = contents(folder)
-    code, out, err = plumage(*command, "--vary", "smoothing=0.1", "--run", folder, "--epochs", "1")
+    code, out, err = cli(*command, "--vary", "smoothing=0.1", "--run", folder, "--epochs", "1")
     assert (code, out) == (2, "")
     assert "holds another ablation, with smoothing=0,seed=0;" in err.splitlines()[-1]
     assert contents(folder) == before
 
 
-def test_an_ablation_is_at_work_once(command, plumage, tmp_path):
+def test_an_ablation_is_at_work_once(command, cli, tmp_path):
     folder = tmp_path / "a"
     with RunDir(folder).locked():
-        code, out, err = plumage(*command, "--vary", "smoothing=0", "--run", folder)
+        code, out, err = cli(*command, "--vary", "smoothing=0", "--run", folder)
     assert (code, out) == (2, "")
     assert "another training is at work in it" in err.splitlines()[-1]
     assert not folder.exists()
 
 
-def test_without_its_best_checkpoint_a_run_is_not_finished(command, plumage, tmp_path):
-    assert plumage("train", *command[1:], "--run", tmp_path / "a")[0] == 0
+def test_without_its_best_checkpoint_a_run_is_not_finished(command, cli, tmp_path):
+    assert cli("train", *command[1:], "--run", tmp_path / "a")[0] == 0
     run = RunDir(tmp_path / "a")
     run.last.rename(tmp_path / "last.pt")  # to make room on the disk
     assert is_finished(run.recipe, run)
@@ -400,8 +400,8 @@ def test_without_its_best_checkpoint_a_run_is_not_finished(command, plumage, tmp
 
 
 @pytest.mark.parametrize("lost", ["last", "best"])
-def test_killed_between_the_last_row_and_its_checkpoint_it_is_not_finished(command, plumage, tmp_path, lost):
-    assert plumage(*command, "--vary", "smoothing=0", "--run", tmp_path / "a")[0] == 0
+def test_killed_between_the_last_row_and_its_checkpoint_it_is_not_finished(command, cli, tmp_path, lost):
+    assert cli(*command, "--vary", "smoothing=0", "--run", tmp_path / "a")[0] == 0
     run = RunDir(tmp_path / "a" / "smoothing=0,seed=0")
     assert is_finished(run.recipe, run)
     content = torch.load(getattr(run, lost))
@@ -410,22 +410,22 @@ def test_killed_between_the_last_row_and_its_checkpoint_it_is_not_finished(comma
     assert not is_finished(run.recipe, run)
 
 
-def test_early_stopping_finishes_a_run_too(command, plumage, tmp_path, monkeypatch):
+def test_early_stopping_finishes_a_run_too(command, cli, tmp_path, monkeypatch):
     options = ["--vary", "smoothing=0", "--run", tmp_path / "a", "--early-stopping", "1", "--epochs", "9"]
     command = [option if option != "0.05" else "1e-12" for option in command]
-    assert plumage(*command, *options)[0] == 0
+    assert cli(*command, *options)[0] == 0
     assert len(RunDir(tmp_path / "a" / "smoothing=0,seed=0").history) == 2
-    monkeypatch.setattr(engine.train, "build", None)
-    assert plumage(*command, *options)[0] == 0
+    monkeypatch.setattr(plumage.engine.train, "build", None)
+    assert cli(*command, *options)[0] == 0
 
 
-def test_the_first_seeds_runs_are_reported_side_by_side(command, plumage, tmp_path, monkeypatch):
+def test_the_first_seeds_runs_are_reported_side_by_side(command, cli, tmp_path, monkeypatch):
     reports = []
     monkeypatch.setitem(sys.modules, "report", SimpleNamespace())
     page = SimpleNamespace(write_report=lambda runs, file: reports.append((list(runs), file)))
-    monkeypatch.setitem(sys.modules, "report.page", page)
-    monkeypatch.setattr(engine.evaluate, "evaluate", lambda *_: None)
-    assert plumage(*command, *TWO, "--run", tmp_path / "a", "--epochs", "1", "--report")[0] == 0
+    monkeypatch.setitem(sys.modules, "plumage.report.page", page)
+    monkeypatch.setattr(plumage.engine.evaluate, "evaluate", lambda *_: None)
+    assert cli(*command, *TWO, "--run", tmp_path / "a", "--epochs", "1", "--report")[0] == 0
     assert reports == [([tmp_path / "a" / name for name in TWO_NAMES[:2]], tmp_path / "a" / "report.html")]
 
 

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from data import augment
-from data.augment import (
+from plumage.data import augment
+from plumage.data.augment import (
     EIGENVALUES,
     EIGENVECTORS,
     MEAN,

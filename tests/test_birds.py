@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.birds import GENUS_SIZE, birds_folder, draw_birds, legible, parse_birds, species_list, unlike
-from data.portrait import COLOURS, Species, draw_picture
-from data.sources import list_samples
-from errors import UserError
+from plumage.birds.folder import GENUS_SIZE, birds_folder, draw_birds, legible, parse_birds, species_list, unlike
+from plumage.birds.portrait import COLOURS, Species, draw_picture
+from plumage.data.sources import list_samples
+from plumage.errors import UserError
 
 
 def pixels(bird, picture=0, seed=0):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_report import SECTIONS, make_run
 
-from report.page import write_report
+from plumage.report.page import write_report
 
 fcntl = pytest.importorskip("fcntl")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

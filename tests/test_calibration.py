@@ -3,7 +3,7 @@ import pytest
 from scipy import optimize
 from sklearn import metrics
 
-from engine import calibration
+from plumage.inference import calibration
 
 
 def outputs(n=400, classes=7, seed=0, scale=3.0):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-import engine.checkpoint
-from engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
-from engine.recipe import Recipe
-from errors import UserError
+import plumage.engine.checkpoint
+from plumage.engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from plumage.errors import UserError
+from plumage.recipe import Recipe
 
 
 def load(file):
@@ -71,7 +71,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch, error):
         handle.write(b"half")
         raise error
 
-    monkeypatch.setattr(engine.checkpoint.torch, "save", fail)
+    monkeypatch.setattr(plumage.engine.checkpoint.torch, "save", fail)
     with pytest.raises(UserError, match=r"last\.pt could not be saved"):
         save(file, {"value": 2})
     monkeypatch.undo()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from console import run_command
+from plumage.console import run_command
 
 WRITE = """
 import sys, click
 sys.path.insert(0, sys.argv.pop(1))
-import console
+from plumage import console
 @click.command()
 @click.option("--needed", is_flag=True)
 def command(needed):

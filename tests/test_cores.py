@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-import data.cores
-from data.cores import granted_cores, usable_cores
+import plumage.hardware.cores
+from plumage.hardware.cores import granted_cores, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_what_a_control_group_grants(tmp_path, files, cores):
 @pytest.mark.parametrize(("granted", "usable"), [(math.inf, 8), (100, 8), (3.5, 4), (0.1, 1)])
 def test_no_more_cores_than_may_be_run_on_nor_than_are_granted(monkeypatch, granted, usable):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(data.cores, "granted_cores", lambda groups: granted)
+    monkeypatch.setattr(plumage.hardware.cores, "granted_cores", lambda groups: granted)
     assert usable_cores() == usable

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engine.criterion import DistillationLoss, LabelSmoothingLoss
+from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
 
 
 @pytest.mark.parametrize(("classes", "smoothing"), [(2, 0.1), (3, 0.0), (5, 0.3), (200, 0.1), (4, 0.75)])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_sources import listed, touch
 
-from data.cub import fetch_cub200
-from data.sources import list_samples
-from errors import UserError
+from plumage.data.cub import fetch_cub200
+from plumage.data.sources import list_samples
+from plumage.errors import UserError
 
 
 def cub(root: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-import data.decode
-from data.decode import AMPLE, decode
+import plumage.data.decode
+from plumage.data.decode import AMPLE, decode
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
 
@@ -56,14 +56,14 @@ def test_every_mode_becomes_rgb(tmp_path, name, image, options, left, right, siz
     assert np.abs(pixels[:, -1].astype(int) - right).max() <= 1
 
 
-@pytest.mark.parametrize("strip", [1, 700, data.decode.STRIP])
+@pytest.mark.parametrize("strip", [1, 700, plumage.data.decode.STRIP])
 def test_every_alpha_of_every_value_over_white(monkeypatch, strip):
     """Against the formula; in strips of one row, of a few that do not divide the height, and as a whole."""
-    monkeypatch.setattr(data.decode, "STRIP", strip)
+    monkeypatch.setattr(plumage.data.decode, "STRIP", strip)
     value, alpha = np.mgrid[:256, :256]
     pixels = np.stack([value, 255 - value, np.full_like(value, 37), alpha], axis=2).astype(np.uint8)
     expected = np.rint((pixels[..., :3] * (alpha[..., None] / 255)) + 255 - alpha[..., None])
-    got = np.asarray(data.decode.over_white(Image.fromarray(pixels)))
+    got = np.asarray(plumage.data.decode.over_white(Image.fromarray(pixels)))
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() <= 1
 

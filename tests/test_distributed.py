@@ -19,24 +19,24 @@ from hypothesis import strategies as st
 from test_train import OPTIONS, StopAt, flat
 from torch import nn
 
-import engine.train
-import main
-import models.weights
-from data.augment import Transform
-from data.feed import reader
-from data.loader import eval_batches, train_batches
-from data.share import share_of
-from data.store import Cache, Store
-from engine import distributed
-from engine.evaluator import create_evaluator
-from engine.handlers import attach_ema
-from engine.machine import Machine
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from engine.train import train
-from engine.trainer import create_trainer
-from errors import Stopped
-from models.batchnorm import synchronise
+import plumage.engine.train
+import plumage.models.weights
+from plumage import main
+from plumage.data.augment import Transform
+from plumage.data.feed import reader
+from plumage.data.loader import eval_batches, train_batches
+from plumage.data.share import share_of
+from plumage.data.store import Cache, Store
+from plumage.engine.evaluator import create_evaluator
+from plumage.engine.handlers import attach_ema
+from plumage.engine.train import train
+from plumage.engine.trainer import create_trainer
+from plumage.errors import Stopped
+from plumage.hardware import processes
+from plumage.hardware.device import Machine
+from plumage.models.batchnorm import synchronise
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 CPU = torch.device("cpu")
 
@@ -45,20 +45,20 @@ CPU = torch.device("cpu")
 
 
 @given(st.integers(1, 200), st.integers(1, 9))
-def test_a_batch_is_shared_in_order_evenly_and_in_no_ones(pictures, processes):
-    shares = [share_of(pictures, rank, processes).places for rank in range(processes)]
+def test_a_batch_is_shared_in_order_evenly_and_in_no_ones(pictures, world_size):
+    shares = [share_of(pictures, rank, world_size).places for rank in range(world_size)]
     assert np.concatenate(shares).tolist() == list(range(pictures))
     sizes = [len(share) for share in shares]
     assert pictures == 1 or 1 not in sizes
     assert sizes[0] > 0
-    if pictures >= 2 * processes:
+    if pictures >= 2 * world_size:
         assert max(sizes) - min(sizes) <= 1
 
 
 @given(st.integers(1, 200), st.integers(2, 9))
-def test_with_its_neighbour_a_share_begins_one_place_earlier(pictures, processes):
-    for rank in range(processes):
-        plain, led = (share_of(pictures, rank, processes, neighbour).places for neighbour in (False, True))
+def test_with_its_neighbour_a_share_begins_one_place_earlier(pictures, world_size):
+    for rank in range(world_size):
+        plain, led = (share_of(pictures, rank, world_size, neighbour).places for neighbour in (False, True))
         if 0 < len(plain) < pictures:
             assert led.tolist() == [(plain[0] - 1) % pictures, *plain]
         else:
@@ -80,10 +80,10 @@ def first(batches, count):
 def test_the_global_batches_are_the_same_for_any_number_of_processes(pictures, batch_size, start):
     read, rows = numbered(pictures), np.arange(pictures)
     whole = first(train_batches(read, rows, rows % 3, batch_size, 5, start), 7)
-    for processes in (1, 2, 3, 4):
+    for world_size in (1, 2, 3, 4):
         streams = [
-            first(train_batches(read, rows, rows % 3, batch_size, 5, start, part=(rank, processes)), 7)
-            for rank in range(processes)
+            first(train_batches(read, rows, rows % 3, batch_size, 5, start, part=(rank, world_size)), 7)
+            for rank in range(world_size)
         ]
         for batch, *parts in zip(whole, *streams, strict=True):
             assert {part.iteration for part in parts} == {batch.iteration}
@@ -93,18 +93,18 @@ def test_the_global_batches_are_the_same_for_any_number_of_processes(pictures, b
 
 @pytest.mark.parametrize("augment", ["crop", "resized-crop", "paper"])
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_what_each_picture_looks_like_and_is_mixed_with_depends_on_no_number_of_processes(augment, alpha, processes):
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_what_each_picture_looks_like_and_is_mixed_with_depends_on_no_number_of_processes(augment, alpha, world_size):
     read, rows = numbered(23), np.arange(23)
     view = Transform(4, 3, augment, alpha, 3)
 
-    def seen(rank, processes):
+    def seen(rank, world_size):
         batches = train_batches(
-            read, rows, rows % 3, 7, 5, part=(rank, processes), with_neighbour=alpha > 0
+            read, rows, rows % 3, 7, 5, part=(rank, world_size), with_neighbour=alpha > 0
         )  # of 7, 7, 7 and 2
         return [view.random(b.images, b.labels, b.iteration, b.share) for b in first(batches, 8)]
 
-    for whole, *parts in zip(seen(0, 1), *(seen(rank, processes) for rank in range(processes)), strict=True):
+    for whole, *parts in zip(seen(0, 1), *(seen(rank, world_size) for rank in range(world_size)), strict=True):
         for index in (0, 1):
             torch.testing.assert_close(torch.cat([part[index] for part in parts]), whole[index])
 
@@ -127,12 +127,12 @@ def launch(count, work, *args):
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")  # so that all is imported once, in the server
     context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=_process, args=(rank, count, port, work, args)) for rank in range(count)]
-    for process in processes:
+    workers = [context.Process(target=_process, args=(rank, count, port, work, args)) for rank in range(count)]
+    for process in workers:
         process.start()
-    for process in processes:
+    for process in workers:
         process.join()
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in workers]
 
 
 def _process(rank, count, port, work, args):
@@ -164,17 +164,17 @@ CASES = {
 }
 
 
-def twenty_steps(rank, processes):
+def twenty_steps(rank, world_size):
     """The weights after 20 steps of 23 pictures in sevens, with all that a step can have; and those evaluated."""
     results = {}
     for name, (norm, kind, accumulate) in CASES.items():
         model = Plain(norm).to(kind)
-        if norm and processes > 1:
+        if norm and world_size > 1:
             model = synchronise(model, CPU)
         view, read, rows = Transform(7, 3, "paper", 0.2, 3), numbered(23), np.arange(23)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
         trainer = create_trainer(
-            distributed.share(model, CPU, freezes=False),
+            processes.wrap_ddp(model, CPU, freezes=False),
             optimizer,
             nn.CrossEntropyLoss(),
             view.random,
@@ -185,13 +185,13 @@ def twenty_steps(rank, processes):
             clip_grad_norm=0.5,
         )
         average = attach_ema(trainer, model, 0.9)
-        batches = train_batches(read, rows, rows % 3, 7, 5, part=(rank, processes), with_neighbour=True)
+        batches = train_batches(read, rows, rows % 3, 7, 5, part=(rank, world_size), with_neighbour=True)
         trainer.run(batches, max_epochs=5, epoch_length=4)
         results[name] = model.state_dict(), average.state_dict()
     return results
 
 
-def evaluate_101(rank, processes):
+def evaluate_101(rank, world_size):
     """Of 101 pictures in batches of 20, the last of one; the float64 network gives the same logits in any batch."""
     evaluator = create_evaluator(
         Plain(True).double(),
@@ -202,45 +202,45 @@ def evaluate_101(rank, processes):
         3,
     )
     read, rows = numbered(101), np.arange(101)
-    return evaluator.run(eval_batches(read, rows, rows % 3, 20, part=(rank, processes)), epoch_length=6).metrics
+    return evaluator.run(eval_batches(read, rows, rows % 3, 20, part=(rank, world_size)), epoch_length=6).metrics
 
 
-def toy_work(rank, processes, folder):
-    with distributed.joined(CPU):
-        torch.save((twenty_steps(rank, processes), evaluate_101(rank, processes)), folder / f"{processes}-{rank}.pt")
+def toy_work(rank, world_size, folder):
+    with processes.joined(CPU):
+        torch.save((twenty_steps(rank, world_size), evaluate_101(rank, world_size)), folder / f"{world_size}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     """What ``toy_work`` computes, by (processes, rank)."""
     folder = tmp_path_factory.mktemp("toys")
-    for processes in (2, 3, 4):
-        assert launch(processes, toy_work, processes, folder) == [0] * processes
+    for world_size in (2, 3, 4):
+        assert launch(world_size, toy_work, world_size, folder) == [0] * world_size
     several = {
-        (processes, rank): torch.load(folder / f"{processes}-{rank}.pt")
-        for processes in (2, 3, 4)
-        for rank in range(processes)
+        (world_size, rank): torch.load(folder / f"{world_size}-{rank}.pt")
+        for world_size in (2, 3, 4)
+        for rank in range(world_size)
     }
     return {(1, 0): (twenty_steps(0, 1), evaluate_101(0, 1)), **several}
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_after_20_steps_the_weights_are_those_of_one_process(toys, processes, case):
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_after_20_steps_the_weights_are_those_of_one_process(toys, world_size, case):
     tolerance = 1e-10 if CASES[case][1] == torch.float64 else 1e-5
-    for rank in range(processes):
-        for one, other in zip(toys[1, 0][0][case], toys[processes, rank][0][case], strict=True):
+    for rank in range(world_size):
+        for one, other in zip(toys[1, 0][0][case], toys[world_size, rank][0][case], strict=True):
             assert one.keys() == other.keys()
             for key, value in one.items():
                 torch.testing.assert_close(other[key], value, rtol=tolerance, atol=tolerance, msg=key)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_evaluation_takes_each_of_101_pictures_once(toys, processes):
-    for rank in range(processes):
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_evaluation_takes_each_of_101_pictures_once(toys, world_size):
+    for rank in range(world_size):
         for name, value in toys[1, 0][1].items():
             exact = name in ("accuracy", "top5")
-            assert toys[processes, rank][1][name] == (value if exact else pytest.approx(value, rel=1e-6))
+            assert toys[world_size, rank][1][name] == (value if exact else pytest.approx(value, rel=1e-6))
 
 
 # --- whole trainings ---------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ TRICKS = {"mixup": 0.2, "ema": 0.8, "clip_grad_norm": 0.5, "accumulate": 2, "ear
 
 def train_tiny(home, name, look=10**9, **options):
     """What train() returns, or "stopped", in home/name."""
-    engine.train.build_model = models.weights.build_model = tiny_network
+    plumage.engine.train.build_model = plumage.models.weights.build_model = tiny_network
     recipe = Recipe.create({"data": str(home / "photos"), **OPTIONS, **options})
     machine, cache = Machine(CPU, "fp32", compile=False), Cache(home / "cache", workers=1)
     try:
@@ -264,7 +264,7 @@ def tiny_network(name, classes, zero_gamma=False):
 
 
 def train_in_two(rank, home):
-    with distributed.joined(CPU):
+    with processes.joined(CPU):
         ends = [
             train_tiny(home, "whole", **TRICKS),
             train_tiny(home, "resumed", 8 if rank == 1 else 10**9, **TRICKS),  # in the second epoch
@@ -277,7 +277,7 @@ def train_in_two(rank, home):
 
 
 def train_in_three(rank, home):
-    with distributed.joined(CPU):
+    with processes.joined(CPU):
         train_tiny(home, "synced", sync_bn=True)
 
 
@@ -289,7 +289,7 @@ def trained(tmp_path_factory):
     assert launch(2, train_in_two, home) == [0, 0]
     assert launch(3, train_in_three, home) == [0, 0, 0]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (engine.train, models.weights):
+        for module in (plumage.engine.train, plumage.models.weights):
             patch.setattr(module, "build_model", tiny_network)
         train_tiny(home, "one", sync_bn=True)
         train_tiny(home, "one frozen", weights=str(home / "weights.pt"), freeze_backbone_epochs=1)
@@ -341,8 +341,8 @@ def take_turns(rank, folder):
         return found
 
     os.environ["LOCAL_RANK"] = "01012"[rank]  # two hosts, of two processes and of three
-    with distributed.joined(CPU) as first:
-        torch.save((distributed.in_turns("nothing", work), distributed.from_first("it", lambda: [rank]), first),
+    with processes.joined(CPU) as first:
+        torch.save((processes.in_turns("nothing", work), processes.from_first("it", lambda: [rank]), first),
                    folder.parent / f"{rank}.pt")  # fmt: skip
 
 
@@ -366,8 +366,8 @@ def run_main(rank, folder, *arguments):
     main.main()
 
 
-def said(folder, name, processes):
-    return [(folder / f"{name}-{rank}").read_text().splitlines() for rank in range(processes)]
+def said(folder, name, world_size):
+    return [(folder / f"{name}-{rank}").read_text().splitlines() for rank in range(world_size)]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def kill_one(rank, home):
 
     if rank == 1:
         Transform.center = killed  # in the first validation
-    engine.train.build_model = models.weights.build_model = tiny_network
+    plumage.engine.train.build_model = plumage.models.weights.build_model = tiny_network
     options = [value for name, value in OPTIONS.items() for value in (f"--{name.replace('_', '-')}", value)]
     run_main(rank, home, "train", "--data", home / "photos", "--device", "cpu", "--precision", "fp32", *options)
 
@@ -416,12 +416,12 @@ def test_a_process_that_is_killed_takes_the_others_with_it_in_a_line(tmp_path):
 
 
 def wait_in_vain(rank, folder):
-    distributed.PREPARATION = timedelta(seconds=1)
+    processes.PREPARATION = timedelta(seconds=1)
     os.dup2(os.open(folder / f"err-{rank}", os.O_WRONLY | os.O_CREAT, 0o600), 2)
     main.logging.basicConfig(format="%(message)s", force=True)
     try:
-        with distributed.joined(CPU):
-            distributed.from_first("the birds", lambda: (folder / "pipe").read_text())  # until the other has given up
+        with processes.joined(CPU):
+            processes.from_first("the birds", lambda: (folder / "pipe").read_text())  # until the other has given up
     finally:
         if rank == 1:
             (folder / "pipe").write_text("")

@@ -14,10 +14,10 @@ import torch
 import torchvision
 from conftest import CLIPART, ROOT, TINY, draw_photos
 
-import engine.export
-from data.augment import MEAN, STD
-from data.decode import decode
-from models.weights import trained_model
+import plumage.inference.export
+from plumage.data.augment import MEAN, STD
+from plumage.data.decode import decode
+from plumage.models.weights import trained_model
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def export(plumage, run, tmp_path):
+def export(cli, run, tmp_path):
     def call(name, *arguments):
-        code, out, err = plumage("export", "--run", run, "-o", tmp_path / name, *arguments)
+        code, out, err = cli("export", "--run", run, "-o", tmp_path / name, *arguments)
         return code, out, err.splitlines()[-1] if err else ""
 
     return call
@@ -126,7 +126,7 @@ def test_torchscript_and_torch_export(export, run, reference, tmp_path):
 
 @pytest.mark.parametrize("change", [lambda weights: weights + 0.01, lambda weights: weights * float("nan")])
 def test_what_differs_is_not_kept(export, tmp_path, monkeypatch, change):
-    real = engine.export.write_torchscript
+    real = plumage.inference.export.write_torchscript
 
     def damaged(network, *arguments):
         weight = network.model.get_submodule("fc").weight
@@ -134,7 +134,7 @@ def test_what_differs_is_not_kept(export, tmp_path, monkeypatch, change):
         real(network, *arguments)
         weight.data = kept
 
-    monkeypatch.setattr(engine.export, "write_torchscript", damaged)
+    monkeypatch.setattr(plumage.inference.export, "write_torchscript", damaged)
     (tmp_path / "m.torchscript").write_text("the one before")
     code, out, err = export("m.torchscript", "--force")
     assert (code, out) == (2, "")
@@ -153,7 +153,7 @@ def test_an_average_of_weights_is_what_is_exported(run, export, tmp_path):
     assert torch.equal(found["fc.weight"], saved["model"]["fc.weight"])
 
 
-def test_bad_use_is_one_line_and_writes_nothing(plumage, run, export, tmp_path, monkeypatch):
+def test_bad_use_is_one_line_and_writes_nothing(cli, run, export, tmp_path, monkeypatch):
     (tmp_path / "m.onnx").write_text("mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
@@ -173,11 +173,11 @@ def test_bad_use_is_one_line_and_writes_nothing(plumage, run, export, tmp_path, 
         assert (code, out) == (2, ""), arguments
         assert says in err, arguments
     with monkeypatch.context() as patch:
-        patch.setattr(engine.export, "find_spec", lambda name: None if name == "onnxscript" else name)
+        patch.setattr(plumage.inference.export, "find_spec", lambda name: None if name == "onnxscript" else name)
         code, out, err = export("n.onnx")
     assert (code, out) == (2, "")
     assert err == 'error: --format onnx: needs onnxscript: pip install -e ".[export]"'
-    monkeypatch.setattr(engine.export.torch.onnx, "export", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(plumage.inference.export.torch.onnx, "export", lambda *_, **__: 1 // 0)
     code, out, err = export("n.onnx")
     assert (code, out) == (2, "")
     assert "cannot write or read it here: integer division or modulo by zero" in err

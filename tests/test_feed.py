@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.feed import reader, resident
-from data.store import Store
+from plumage.data.feed import reader, resident
+from plumage.data.store import Store
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 PIXELS = np.random.default_rng(0).integers(0, 256, (1500, 4, 4, 3), np.uint8)

@@ -7,7 +7,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Loss
 from torch import nn
 
-from engine.handlers import (
+from plumage.engine.handlers import (
     attach_checkpoints,
     attach_divergence_guard,
     attach_early_stopping,
@@ -21,10 +21,10 @@ from engine.handlers import (
     attach_stop,
     check_weights,
 )
-from engine.rundir import RunDir
-from engine.schedule import learning_rate
-from engine.signals import StopSignals
-from errors import Diverged, Stopped
+from plumage.engine.schedule import learning_rate
+from plumage.engine.signals import StopSignals
+from plumage.errors import Diverged, Stopped
+from plumage.rundir.folder import RunDir
 
 
 def rates(schedule="cosine", total=10, warmup=0, peak=0.4):
@@ -288,7 +288,7 @@ def test_progress_shows_what_a_person_wants_to_know(capsys, monkeypatch):
 def test_progress_is_drawn_at_most_ten_times_a_second_and_as_each_epoch_begins(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     clock, drawn = 0.0, []
-    monkeypatch.setattr("engine.handlers.perf_counter", lambda: clock)
+    monkeypatch.setattr("plumage.engine.handlers.perf_counter", lambda: clock)
 
     def step(engine, batch):
         nonlocal clock

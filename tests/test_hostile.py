@@ -25,18 +25,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import data.decode
-import data.store
-from data.cub import read_cub
-from data.sources import list_samples
-from data.split import read_split
-from data.store import Cache, open_store, read_skipped, write_skipped
-from engine.machine import choose_precision
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from errors import UserError
-from models.resnet import build_model
-from models.weights import load_file, load_state, pretrained_weights, state_dict_of, trained_model
+import plumage.data.decode
+import plumage.data.store
+from plumage.data.cub import read_cub
+from plumage.data.sources import list_samples
+from plumage.data.split import read_split
+from plumage.data.store import Cache, open_store, read_skipped, write_skipped
+from plumage.errors import UserError
+from plumage.hardware.device import choose_precision
+from plumage.models.resnet import build_model
+from plumage.models.weights import load_file, load_state, pretrained_weights, state_dict_of, trained_model
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 fuzzed = settings(
     max_examples=60,
@@ -234,7 +234,7 @@ def blank_sheets(sound: dict[str, bytes]) -> dict[str, bytes]:
 READ_ALL = """
 import json, re, resource, sys
 from pathlib import Path
-from data.store import Cache, open_store
+from plumage.data.store import Cache, open_store
 root, cache = map(Path, sys.argv[1:])
 store = open_store(root, json.loads((cache / "names").read_text()), 16, Cache(cache, workers=4))
 if sys.platform == "linux":  # where ru_maxrss begins with the peak of the process that started this one: pytest
@@ -279,12 +279,12 @@ def test_hundreds_of_hostile_pictures_in_bounded_memory(tmp_path):
 
 def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_path, monkeypatch):
     held = []
-    locked = data.decode.one_huge_picture.locked
-    monkeypatch.setattr(data.decode, "to_rgb", lambda image: held.append(locked()) or image)
-    monkeypatch.setattr(data.decode, "HUGE", 99)
+    locked = plumage.data.decode.one_huge_picture.locked
+    monkeypatch.setattr(plumage.data.decode, "to_rgb", lambda image: held.append(locked()) or image)
+    monkeypatch.setattr(plumage.data.decode, "HUGE", 99)
     for side in (9, 10):
         Image.new("RGB", (side, 11)).save(tmp_path / f"{side}.png")
-        data.decode.decode(tmp_path / f"{side}.png", 4)
+        plumage.data.decode.decode(tmp_path / f"{side}.png", 4)
     assert held == [False, True]
 
 
@@ -412,10 +412,10 @@ def test_a_damaged_split_is_read_or_refused(pictures, tmp_path, content):
 
 @pytest.mark.parametrize("path", OUTSIDE_ON_WINDOWS)
 def test_paths_out_of_the_data_folder_on_windows(monkeypatch, path):
-    monkeypatch.setattr(data.store, "PurePath", PureWindowsPath)
-    assert not data.store.is_below(path)
-    assert data.store.is_below("a/..b/1.jpg")
-    assert data.store.is_below("a\\1.jpg")
+    monkeypatch.setattr(plumage.data.store, "PurePath", PureWindowsPath)
+    assert not plumage.data.store.is_below(path)
+    assert plumage.data.store.is_below("a/..b/1.jpg")
+    assert plumage.data.store.is_below("a\\1.jpg")
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
@@ -870,7 +870,7 @@ NAMES = [
 NAMES += ["=1+1", "${HOME}`id`", "back\\slash", "\x1b[31mred", "non-\udcff-text"]
 
 
-def test_any_name_survives_every_file(plumage, tmp_path):
+def test_any_name_survives_every_file(cli, tmp_path):
     root = tmp_path / 'my, <i>\n"data"'
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -878,7 +878,7 @@ def test_any_name_survives_every_file(plumage, tmp_path):
         for number in range(2):
             Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(root / name / f"{name}{number}.png")
     (root / NAMES[2] / f"broken{NAMES[2]}.png").touch()
-    code, _, err = plumage("train", "--data", root, *TINY, "--epochs", "1", "--run", tmp_path / "-r,\n")
+    code, _, err = cli("train", "--data", root, *TINY, "--epochs", "1", "--run", tmp_path / "-r,\n")
     assert code == 0, err
     run = RunDir(tmp_path / "-r,\n")
     assert run.classes == sorted(NAMES)
@@ -889,9 +889,9 @@ def test_any_name_survives_every_file(plumage, tmp_path):
     with run.split.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
         assert {row["label"] for row in csv.DictReader(handle)} == set(NAMES)
     assert [path for path, _ in read_skipped(run.skipped)] == ["new\nline/brokennew\nline.png"]
-    code, out, err = plumage("eval", "--run", run.path, "--json")
+    code, out, err = cli("eval", "--run", run.path, "--json")
     assert code == 0, err
     assert json.loads(out)["n"] == len(NAMES)
-    code, out, err = plumage("eval", "--run", run.path, "--data", root, "--json")
+    code, out, err = cli("eval", "--run", run.path, "--data", root, "--json")
     assert code == 0, err
     assert json.loads(out)["n"] == 2 * len(NAMES)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.interval import T_975, difference_over_seeds
+from plumage.report.interval import T_975, difference_over_seeds
 
 
 def test_the_quantiles():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.feed import Reader
-from data.loader import AHEAD, epoch_length, epoch_order, eval_batches, train_batches
+from plumage.data.feed import Reader
+from plumage.data.loader import AHEAD, epoch_length, epoch_order, eval_batches, train_batches
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from engine.machine import choose_device, choose_precision, set_up
-from errors import UserError
+from plumage.errors import UserError
+from plumage.hardware.device import choose_device, choose_precision, set_up
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

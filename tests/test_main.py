@@ -14,7 +14,7 @@ import torch
 from conftest import CLIPART, TINY
 from PIL import Image
 
-from engine.rundir import RunDir
+from plumage.rundir.folder import RunDir
 
 FILES = {
     ".lock",
@@ -68,11 +68,11 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(template, photos, plumage, tmp_path):
+def trained(template, photos, cli, tmp_path):
     """A finished run of two epochs, trained once and copied for each test."""
     run = tmp_path / "runs" / f"{photos.name}-1"
     if not (template / "runs").exists():
-        code, _, err = plumage("train", "--data", photos, *TINY, "--epochs", "2")
+        code, _, err = cli("train", "--data", photos, *TINY, "--epochs", "2")
         assert code == 0, err
         shutil.copytree(tmp_path / "runs", template / "runs")
     else:
@@ -82,10 +82,10 @@ def trained(template, photos, plumage, tmp_path):
     return run
 
 
-def test_evaluation_of_the_splits(trained, plumage):
+def test_evaluation_of_the_splits(trained, cli):
     values = {}
     for split in ("val", "train", "all"):
-        code, out, _ = plumage("eval", "--split", split, "--json")
+        code, out, _ = cli("eval", "--split", split, "--json")
         assert code == 0
         values[split] = json.loads(out)
         arrays = np.load(trained / f"eval-{split}.npz")
@@ -99,47 +99,47 @@ def test_evaluation_of_the_splits(trained, plumage):
     assert val["indices"].tolist() == [row for row, line in enumerate(lines) if line.endswith(",val")]
 
 
-def test_evaluation_in_words(trained, plumage):
-    code, out, _ = plumage("eval", "--run", trained)
+def test_evaluation_in_words(trained, cli):
+    code, out, _ = cli("eval", "--run", trained)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["accuracy", "top5", "loss", "nll"]
 
 
-def test_another_folder_is_matched_by_class_name(trained, plumage, photos, tmp_path):
+def test_another_folder_is_matched_by_class_name(trained, cli, photos, tmp_path):
     other = tmp_path / "others"
     shutil.copytree(photos / "red apple", other / "red apple")
-    code, out, _ = plumage("eval", "--data", other, "--json")
+    code, out, _ = cli("eval", "--data", other, "--json")
     assert code == 0
     result = json.loads(out)
     assert (result["split"], result["n"]) == ("all", 10)
     assert set(np.load(trained / "eval-others-all.npz")["labels"]) == {2}
     shutil.copytree(photos / "red apple", other / "pear")
-    code, _, err = plumage("eval", "--data", other)
+    code, _, err = cli("eval", "--data", other)
     assert code == 2
     assert "not trained on pear" in err
 
 
-def test_pictures_that_were_moved_are_evaluated_in_their_new_place(trained, plumage, photos, tmp_path):
-    _, before, _ = plumage("eval", "--json")
+def test_pictures_that_were_moved_are_evaluated_in_their_new_place(trained, cli, photos, tmp_path):
+    _, before, _ = cli("eval", "--json")
     photos.rename(tmp_path / "moved")
-    code, _, err = plumage("eval")
+    code, _, err = cli("eval")
     assert (code, "does not exist" in err) == (2, True)
-    assert plumage("eval", "--data", tmp_path / "moved", "--split", "val", "--json")[:2] == (0, before)
+    assert cli("eval", "--data", tmp_path / "moved", "--split", "val", "--json")[:2] == (0, before)
 
 
-def test_files_added_later_do_not_change_the_run(trained, plumage, photos):
-    _, before, _ = plumage("eval", "--json")
+def test_files_added_later_do_not_change_the_run(trained, cli, photos):
+    _, before, _ = cli("eval", "--json")
     shutil.copy(photos / "red apple" / "0.jpg", photos / "red apple" / "new.jpg")
-    assert plumage("eval", "--json")[1] == before
+    assert cli("eval", "--json")[1] == before
 
 
-def test_a_folder_with_its_own_split_keeps_it(plumage, photos, tmp_path):
+def test_a_folder_with_its_own_split_keeps_it(cli, photos, tmp_path):
     root = tmp_path / "own"
     for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
         side = "train" if index % 3 else "valid"
         (root / side / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / side / path.parent.name)
-    code, _, err = plumage("train", "--data", root, *TINY, "--epochs", "1", "--no-cache", "--run", tmp_path / "r")
+    code, _, err = cli("train", "--data", root, *TINY, "--epochs", "1", "--no-cache", "--run", tmp_path / "r")
     assert code == 0, err
     with (tmp_path / "r" / "split.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -147,18 +147,18 @@ def test_a_folder_with_its_own_split_keeps_it(plumage, photos, tmp_path):
     assert sum(row["split"] == "val" for row in rows) == 10
 
 
-def test_unreadable_pictures_are_named_and_left_out_and_copies_warned_of(plumage, photos, tmp_path):
+def test_unreadable_pictures_are_named_and_left_out_and_copies_warned_of(cli, photos, tmp_path):
     broken = photos / "red apple" / "broken, half.jpg"
     broken.write_bytes((photos / "red apple" / "0.jpg").read_bytes()[:300])
     for number in range(10, 30):
         shutil.copy(photos / "red apple" / "0.jpg", photos / "red apple" / f"{number}.jpg")
-    code, _, err = plumage("train", "--data", photos, *TINY, "--epochs", "1", "--run", tmp_path / "r")
+    code, _, err = cli("train", "--data", photos, *TINY, "--epochs", "1", "--run", tmp_path / "r")
     assert code == 0, err
     assert "1 of 51 pictures cannot be read" in err
     assert "pixel for pixel" in err
     assert (tmp_path / "r" / "skipped.csv").read_text().splitlines()[1].startswith('"red apple/broken, half.jpg",')
     assert "broken" not in (tmp_path / "r" / "split.csv").read_text()
-    assert plumage("eval", "--run", tmp_path / "r")[0] == 0
+    assert cli("eval", "--run", tmp_path / "r")[0] == 0
 
 
 def end(start, photos, run, number, *options):
@@ -176,11 +176,11 @@ def end(start, photos, run, number, *options):
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
     ids=lambda x: str(int(x)),
 )
-def test_a_run_that_was_ended_goes_on_to_the_same_weights(start, plumage, photos, tmp_path, number, code):
+def test_a_run_that_was_ended_goes_on_to_the_same_weights(start, cli, photos, tmp_path, number, code):
     assert end(start, photos, tmp_path / "stopped", number) == code
     options = ["train", "--data", photos, *TINY, "--epochs", "6", "--resume"]
-    assert plumage(*options, "--run", tmp_path / "stopped")[0] == 0
-    assert plumage(*options, "--run", tmp_path / "whole", "--deterministic")[0] == 0  # which a CPU is anyway
+    assert cli(*options, "--run", tmp_path / "stopped")[0] == 0
+    assert cli(*options, "--run", tmp_path / "whole", "--deterministic")[0] == 0  # which a CPU is anyway
     assert torch.are_deterministic_algorithms_enabled()
     assert json.loads((tmp_path / "whole" / "environment.json").read_text())["deterministic"]
     one, other = (torch.load(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("stopped", "whole"))
@@ -215,18 +215,18 @@ def test_a_reader_that_goes_away_ends_no_training(start, photos, tmp_path):
     assert (run / "report.html").exists()
 
 
-def test_the_home_folder_is_known_where_the_shell_does_not_put_it_in(plumage, photos, tmp_path, monkeypatch):
+def test_the_home_folder_is_known_where_the_shell_does_not_put_it_in(cli, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     command = ["train", "--data=~/my phötos", *TINY, "--epochs", "1", "--run=~/run", "--cache=~/pictures"]
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     assert RunDir(tmp_path / "run").holds_run
     assert (tmp_path / "pictures" / "stores").is_dir()
-    assert plumage("eval", "--run=~/run", "--checkpoint=~/run/checkpoints/last.pt", "--data=~/my phötos")[0] == 0
+    assert cli("eval", "--run=~/run", "--checkpoint=~/run/checkpoints/last.pt", "--data=~/my phötos")[0] == 0
 
 
-def test_divergence_ends_with_its_own_code_and_keeps_nothing_bad(plumage, photos, tmp_path):
+def test_divergence_ends_with_its_own_code_and_keeps_nothing_bad(cli, photos, tmp_path):
     options = [*TINY, "--lr", "1e30", "--epochs", "4"]
-    code, _, err = plumage("train", "--data", photos, *options, "--run", tmp_path / "r")
+    code, _, err = cli("train", "--data", photos, *options, "--run", tmp_path / "r")
     assert code == 3
     assert err.splitlines()[-1].startswith("error: the loss is")
     assert not (tmp_path / "r" / "checkpoints" / "last.pt").exists()
@@ -280,11 +280,11 @@ def text(*files):
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data_is_one_line_and_leaves_nothing_behind(plumage, tmp_path, case):
+def test_bad_data_is_one_line_and_leaves_nothing_behind(cli, tmp_path, case):
     make, says = BAD_DATA[case]
     data = tmp_path / ("bad data" if "too long" not in case else "x" * 300)
     make(data)
-    code, out, err = plumage("train", "--data", data, *TINY, "--run", tmp_path / "r")
+    code, out, err = cli("train", "--data", data, *TINY, "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert one_line(err)
     assert says in err
@@ -321,71 +321,69 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(plumage, tmp_path, case)
         (["stray"], "stray"),
     ],
 )
-def test_a_bad_option_is_one_line_that_names_it(plumage, photos, tmp_path, options, names):
-    code, out, err = plumage("train", "--data", photos, *TINY, *options, "--run", tmp_path / "r")
+def test_a_bad_option_is_one_line_that_names_it(cli, photos, tmp_path, options, names):
+    code, out, err = cli("train", "--data", photos, *TINY, *options, "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert one_line(err)
     assert names in err
     assert not (tmp_path / "r").exists()
 
 
-def test_a_batch_larger_than_the_training_set_takes_what_there_is(plumage, photos, tmp_path):
-    code, _, err = plumage(
-        "train", "--data", photos, *TINY, "--batch-size", "64", "--epochs", "1", "--run", tmp_path / "r"
-    )
+def test_a_batch_larger_than_the_training_set_takes_what_there_is(cli, photos, tmp_path):
+    code, _, err = cli("train", "--data", photos, *TINY, "--batch-size", "64", "--epochs", "1", "--run", tmp_path / "r")
     assert code == 0
     assert "24 training pictures that there are" in err
 
 
-def test_a_run_that_exists_is_not_touched(trained, plumage, photos):
+def test_a_run_that_exists_is_not_touched(trained, cli, photos):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    code, _, err = plumage("train", "--data", photos, *TINY, "--run", trained)
+    code, _, err = cli("train", "--data", photos, *TINY, "--run", trained)
     assert code == 2
     assert one_line(err)
     assert "--resume" in err
-    code, _, err = plumage("train", "--data", photos, "--epochs", "9", "--resume", "--run", trained)
+    code, _, err = cli("train", "--data", photos, "--epochs", "9", "--resume", "--run", trained)
     assert code == 2
     assert "--epochs 9 (was 2)" in err
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
 
 
-def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, plumage, photos, tmp_path):
-    code, _, err = plumage("train", "--data", photos, "--resume")
+def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, cli, photos, tmp_path):
+    code, _, err = cli("train", "--data", photos, "--resume")
     assert code == 0
     assert "finished; nothing is left to do" in err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     assert trained / "report.html" in before  # which it had lacked
     photos.rename(tmp_path / "elsewhere")
-    assert plumage("train", "--data", photos, "--resume")[0] == 0
+    assert cli("train", "--data", photos, "--resume")[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
 
 
-def test_the_next_run_gets_the_next_number(trained, plumage, photos, tmp_path):
-    assert plumage("train", "--data", photos, *TINY, "--epochs", "1")[0] == 0
+def test_the_next_run_gets_the_next_number(trained, cli, photos, tmp_path):
+    assert cli("train", "--data", photos, *TINY, "--epochs", "1")[0] == 0
     assert (tmp_path / "runs" / f"{photos.name}-2" / "history.jsonl").exists()
 
 
-def test_without_a_network_the_ways_out_are_named_and_nothing_is_left(plumage, photos, tmp_path, monkeypatch):
+def test_without_a_network_the_ways_out_are_named_and_nothing_is_left(cli, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     monkeypatch.setattr(urllib.request, "_opener", None)  # which would remember the proxies beyond this test
-    code, out, err = plumage("train", "--data", photos, "--model", "resnet18", "--run", tmp_path / "r")
+    code, out, err = cli("train", "--data", photos, "--model", "resnet18", "--run", tmp_path / "r")
     assert (code, out) == (2, "")
     assert one_line(err)
     assert "--weights none" in err
     assert "--weights FILE" in err
     assert not (tmp_path / "r").exists()
-    code, _, err = plumage("train", "--data", tmp_path / "none")  # what is wrong here needs no network to be found
+    code, _, err = cli("train", "--data", tmp_path / "none")  # what is wrong here needs no network to be found
     assert (code, one_line(err)) == (2, True)
     assert "none: does not exist" in err
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_weights_of_another_network_are_refused_and_nothing_is_left(plumage, photos, tmp_path):
+def test_weights_of_another_network_are_refused_and_nothing_is_left(cli, photos, tmp_path):
     torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "w.pt")
-    code, _, err = plumage("train", "--data", photos, *TINY, "--weights", tmp_path / "w.pt", "--run", tmp_path / "r")
+    code, _, err = cli("train", "--data", photos, *TINY, "--weights", tmp_path / "w.pt", "--run", tmp_path / "r")
     assert code == 2
     assert one_line(err)
     assert "w.pt" in err
@@ -393,13 +391,13 @@ def test_weights_of_another_network_are_refused_and_nothing_is_left(plumage, pho
 
 
 @pytest.mark.parametrize("what", ["a checkpoint", "a run", "a bare state dict"])
-def test_fine_tuning_from_weights(trained, plumage, photos, tmp_path, what):
+def test_fine_tuning_from_weights(trained, cli, photos, tmp_path, what):
     best = trained / "checkpoints" / "best.pt"
     begun = torch.load(best)["model"]
     torch.save(begun, tmp_path / "bare.pth")
     weights = {"a checkpoint": best, "a run": trained, "a bare state dict": tmp_path / "bare.pth"}[what]
     options = [*TINY, "--weights", weights, "--lr", "1e-9", "--epochs", "1", "--run", tmp_path / "r"]
-    code, _, err = plumage("train", "--data", photos, *options)
+    code, _, err = cli("train", "--data", photos, *options)
     assert code == 0, err
     ended = torch.load(tmp_path / "r" / "checkpoints" / "last.pt")["model"]
     assert torch.allclose(begun["layer4.1.conv2.weight"], ended["layer4.1.conv2.weight"], atol=1e-6)
@@ -408,35 +406,35 @@ def test_fine_tuning_from_weights(trained, plumage, photos, tmp_path, what):
     assert ("taken over" if same_classes else "new, for 3 classes") in err
 
 
-def test_learning_from_a_run(trained, plumage, photos, tmp_path):
+def test_learning_from_a_run(trained, cli, photos, tmp_path):
     options = [*TINY, "--teacher", trained, "--mixup", "0.2", "--ema", "0.5", "--epochs", "1", "--run", tmp_path / "r"]
-    code, _, err = plumage("train", "--data", photos, *options)
+    code, _, err = cli("train", "--data", photos, *options)
     assert code == 0, err
-    code, out, _ = plumage("eval", "--run", tmp_path / "r", "--json")
+    code, out, _ = cli("eval", "--run", tmp_path / "r", "--json")
     assert code == 0
     row = json.loads((tmp_path / "r" / "history.jsonl").read_text())
     assert json.loads(out)["nll"] == row["val_nll"]
 
 
-def test_a_run_directory_that_cannot_be_written(plumage, photos, tmp_path):
+def test_a_run_directory_that_cannot_be_written(cli, photos, tmp_path):
     (tmp_path / "file").touch()
     for run, says in ((tmp_path / "file" / "run", "--run"), (tmp_path / ("x" * 300), "too long")):
-        code, _, err = plumage("train", "--data", photos, *TINY, "--run", run)
+        code, _, err = cli("train", "--data", photos, *TINY, "--run", run)
         assert code == 2
         assert one_line(err)
         assert says in err
 
 
-def test_eval_without_a_run(plumage, tmp_path):
+def test_eval_without_a_run(cli, tmp_path):
     for options in ([], ["--run", tmp_path / "none"]):
-        code, out, err = plumage("eval", *options)
+        code, out, err = cli("eval", *options)
         assert (code, out) == (2, "")
         assert one_line(err)
         assert "run" in err
 
 
 @pytest.mark.parametrize("content", ["text", "truncated", "classes", "head", "absent", "size"])
-def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
+def test_a_checkpoint_that_does_not_fit(trained, cli, tmp_path, content):
     file, best = tmp_path / "c.pt", trained / "checkpoints" / "best.pt"
     if content == "text":
         file.write_text("no checkpoint")
@@ -451,64 +449,64 @@ def test_a_checkpoint_that_does_not_fit(trained, plumage, tmp_path, content):
         else:
             saved = {**saved["model"], "fc.weight": torch.zeros(4, 512), "fc.bias": torch.zeros(4)}
         torch.save(saved, file)
-    code, out, err = plumage("eval", "--checkpoint", file)
+    code, out, err = cli("eval", "--checkpoint", file)
     assert (code, out) == (2, "")
     assert one_line(err)
     assert "c.pt" in err
 
 
-def test_of_a_run_that_cannot_be_written_to_the_numbers_are_told(trained, plumage, tmp_path, monkeypatch):
+def test_of_a_run_that_cannot_be_written_to_the_numbers_are_told(trained, cli, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    expected = plumage("eval", "--json")[1]
+    expected = cli("eval", "--json")[1]
     monkeypatch.setattr(RunDir, "write_arrays", refuse)
-    code, out, err = plumage("eval", "--json")
+    code, out, err = cli("eval", "--json")
     assert (code, out) == (0, expected)
     assert "what was computed is not kept there: Permission denied" in err
-    monkeypatch.setattr("report.page.save_figures", refuse)
-    code, _, err = plumage("report", "-o", tmp_path / "elsewhere.html")
+    monkeypatch.setattr("plumage.report.page.save_figures", refuse)
+    code, _, err = cli("report", "-o", tmp_path / "elsewhere.html")
     assert code == 0, err
     assert "no figures/ there: Permission denied" in err
 
 
-def test_a_report_takes_no_other_files_place(trained, plumage, tmp_path):
+def test_a_report_takes_no_other_files_place(trained, cli, tmp_path):
     before = (trained / "recipe.json").read_bytes()
-    code, out, err = plumage("report", "-o", trained / "recipe.json")
+    code, out, err = cli("report", "-o", trained / "recipe.json")
     assert (code, out) == (2, "")
     assert "--force" in err
     assert (trained / "recipe.json").read_bytes() == before
     for options in ((), (), ("-o", tmp_path / "r.html"), ("-o", tmp_path / "r.html", "--force")):
-        assert plumage("report", *options)[0] == 0
+        assert cli("report", *options)[0] == 0
 
 
-def test_a_checkpoint_elsewhere_and_a_bare_state_dict_do(trained, plumage, tmp_path):
-    _, expected, _ = plumage("eval", "--json")
+def test_a_checkpoint_elsewhere_and_a_bare_state_dict_do(trained, cli, tmp_path):
+    _, expected, _ = cli("eval", "--json")
     best = trained / "checkpoints" / "best.pt"
     torch.save(torch.load(best)["model"], tmp_path / "bare.pth")
     shutil.copy(best, tmp_path / "copy.pt")
     for name in ("bare.pth", "copy.pt"):
-        assert plumage("eval", "--checkpoint", tmp_path / name, "--json")[:2] == (0, expected)
+        assert cli("eval", "--checkpoint", tmp_path / name, "--json")[:2] == (0, expected)
 
 
-def test_a_picture_of_the_split_that_is_gone_is_named(trained, plumage, photos):
+def test_a_picture_of_the_split_that_is_gone_is_named(trained, cli, photos):
     (photos / "red apple" / "3.jpg").unlink()
-    code, _, err = plumage("eval")
+    code, _, err = cli("eval")
     assert code == 2
     assert "red apple/3.jpg" in err
 
 
-def test_an_empty_split_is_named(trained, plumage):
+def test_an_empty_split_is_named(trained, cli):
     split = trained / "split.csv"
     split.write_text(split.read_text().replace(",val", ",train"))
-    code, _, err = plumage("eval")
+    code, _, err = cli("eval")
     assert code == 2
     assert one_line(err)
     assert "--split val" in err
 
 
-def test_without_a_command_there_is_one_line(plumage):
-    code, _, err = plumage()
+def test_without_a_command_there_is_one_line(cli):
+    code, _, err = cli()
     assert code == 2
     assert "--help" in err
 
@@ -522,9 +520,9 @@ def test_help_needs_no_torch(start, command):
 
 
 @pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
-def test_real_pictures_train(plumage, tmp_path):
+def test_real_pictures_train(cli, tmp_path):
     options = ["--weights", "none", "--model", "resnet18", "--resize", "32", "--crop", "32", "--epochs", "1"]
-    code, out, err = plumage("train", "--data", CLIPART / "labelled", *options, "--run", tmp_path / "r")
+    code, out, err = cli("train", "--data", CLIPART / "labelled", *options, "--run", tmp_path / "r")
     assert code == 0, err
     assert "16 classes" in err
     assert "epoch 1/1" in out

@@ -3,7 +3,7 @@ import torch
 from ignite.exceptions import NotComputableError
 from torchmetrics.classification import MulticlassCalibrationError
 
-from engine.metrics import BINS, CalibrationError, LogitGap, calibration_bins
+from plumage.engine.metrics import BINS, CalibrationError, LogitGap, calibration_bins
 
 CPU = torch.device("cpu")
 

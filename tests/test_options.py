@@ -6,21 +6,21 @@ import click
 import pytest
 import torch
 
-import main
-from engine.machine import Machine
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from models.resnet import build_model
-from options import LearningRate
+from plumage import main
+from plumage.hardware.device import Machine
+from plumage.models.resnet import build_model
+from plumage.options import LearningRate
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 # Where the work of each command begins: what comes so far has been accepted.
 WORK = {
-    "train": ["engine.train.prepare_dataset"],
-    "eval": ["engine.evaluate.recall_dataset", "engine.evaluate.read_all"],
-    "ablate": ["engine.ablate.train_one"],
-    "report": ["report.page.write_report"],
-    "predict": ["engine.predict.predict"],
-    "export": ["engine.export.read_examples"],
+    "train": ["plumage.engine.train.prepare_dataset"],
+    "eval": ["plumage.engine.evaluate.recall_dataset", "plumage.engine.evaluate.read_all"],
+    "ablate": ["plumage.ablation.train_one"],
+    "report": ["plumage.report.page.write_report"],
+    "predict": ["plumage.inference.predict.predict"],
+    "export": ["plumage.inference.export.read_examples"],
 }
 ACCEPTED = 77  # the exit code there
 GIVEN = {
@@ -126,12 +126,12 @@ def arguments_for(command, option):
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_nonsense_is_one_line_that_names_the_option(plumage, prepared, command, option):
+def test_nonsense_is_one_line_that_names_the_option(cli, prepared, command, option):
     before = sorted(prepared.rglob("*"))
     cases = nonsense(option)
     assert cases
     for arguments, name, value in cases:
-        code, out, err = plumage(*arguments_for(command, option), *arguments)
+        code, out, err = cli(*arguments_for(command, option), *arguments)
         assert (code, out) == (2, ""), arguments
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
         assert errors == err.splitlines()[-1:], arguments
@@ -140,7 +140,7 @@ def test_nonsense_is_one_line_that_names_the_option(plumage, prepared, command, 
 
 
 @pytest.mark.parametrize(("command", "option"), [case for case in OPTIONS if is_number(case.values[1])])
-def test_each_number_within_its_rule_is_taken(plumage, prepared, command, option):
+def test_each_number_within_its_rule_is_taken(cli, prepared, command, option):
     for value in [number for number in NUMBERS if takes(option, number)]:
-        code, _, err = plumage(*arguments_for(command, option), option.opts[0], value)
+        code, _, err = cli(*arguments_for(command, option), option.opts[0], value)
         assert code == ACCEPTED, (value, err)

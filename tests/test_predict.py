@@ -16,10 +16,10 @@ import torch
 from conftest import CLIPART, ROOT, TINY, draw_photos
 from PIL import Image
 
-from engine.predict import in_batches, read_picture
-from engine.rows import Table
-from errors import UserError
 from plumage import load
+from plumage.errors import UserError
+from plumage.inference.predict import in_batches, read_picture
+from plumage.inference.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def run(home):
 
 
 @pytest.fixture
-def predict(plumage, run):
-    return lambda *arguments: plumage("predict", "--run", run, *arguments)
+def predict(cli, run):
+    return lambda *arguments: cli("predict", "--run", run, *arguments)
 
 
 def rows(text):
@@ -71,9 +71,9 @@ def error_of(err):
     return lines[-1]
 
 
-def test_on_the_validation_pictures_it_is_the_evaluation_to_the_bit(plumage, predict, home, run):
+def test_on_the_validation_pictures_it_is_the_evaluation_to_the_bit(cli, predict, home, run):
     """In batches of 8 and 4, as there."""
-    code, out, _ = plumage("eval", "--run", run, "--json")
+    code, out, _ = cli("eval", "--run", run, "--json")
     assert code == 0
     code, text, err = predict(home / "val", "--probabilities")
     assert (code, err) == (0, "")
@@ -175,10 +175,10 @@ def test_the_mean_with_the_mirror_image(run, home):
     assert both == pytest.approx({name: (one[name] + other[name]) / 2 for name in one}, abs=1e-6)
 
 
-def test_calibration_is_kept_and_used_for_its_checkpoint_alone(plumage, predict, run, home, tmp_path):
-    evaluation = json.loads(plumage("eval", "--run", run, "--json")[1])
+def test_calibration_is_kept_and_used_for_its_checkpoint_alone(cli, predict, run, home, tmp_path):
+    evaluation = json.loads(cli("eval", "--run", run, "--json")[1])
     raw = predict(home / "val", "--probabilities")[1]
-    code, out, err = plumage("eval", "--run", run, "--calibrate", "--json")
+    code, out, err = cli("eval", "--run", run, "--calibrate", "--json")
     arrays = np.load(run / "eval-val.npz")
     assert code == 0, err
     fitted = json.loads(out)
@@ -208,9 +208,9 @@ def test_calibration_is_kept_and_used_for_its_checkpoint_alone(plumage, predict,
     assert "calibration.json is of another checkpoint" in err
 
 
-def test_calibration_on_other_pictures_is_refused(plumage, run, home):
+def test_calibration_on_other_pictures_is_refused(cli, run, home):
     for options in (["--split", "train"], ["--split", "all"], ["--data", home / "val"]):
-        code, out, err = plumage("eval", "--run", run, "--calibrate", *options)
+        code, out, err = cli("eval", "--run", run, "--calibrate", *options)
         assert (code, out) == (2, "")
         assert "--calibrate" in error_of(err)
     assert not (run / "calibration.json").exists()
@@ -352,7 +352,7 @@ def test_columns_that_say_nothing():
         Table(["a", "b"], columns=("id",))
 
 
-def test_bad_input_is_one_line(predict, plumage, home, tmp_path):
+def test_bad_input_is_one_line(predict, cli, home, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden.jpg").touch()
     (tmp_path / "exists.csv").write_text("mine")
@@ -388,7 +388,7 @@ def test_a_stopped_prediction_leaves_no_half_file(predict, home, tmp_path, monke
     def stop(*_):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("engine.predict.Predictor.probabilities", stop)
+    monkeypatch.setattr("plumage.inference.predict.Predictor.probabilities", stop)
     code, _, _ = predict(home / "val", "-o", tmp_path / "p.csv")
     assert code == 143
     assert not list(tmp_path.glob("p.csv*"))
@@ -432,22 +432,22 @@ def test_memory_does_not_grow_with_the_number_of_pictures(run, home):
     stream.close()
 
 
-def test_help_explains_label_smoothing(plumage):
-    code, out, _ = plumage("eval", "--help")
+def test_help_explains_label_smoothing(cli):
+    code, out, _ = cli("eval", "--help")
     assert code == 0
     assert "Label smoothing never asks for more than 1 - smoothing" in " ".join(out.split())
 
 
 @pytest.mark.skipif(not CLIPART.is_dir(), reason="the clip art is not there")
-def test_a_submission_for_unlabelled_clip_art(plumage, tmp_path):
+def test_a_submission_for_unlabelled_clip_art(cli, tmp_path):
     options = ["--weights", "none", "--model", "resnet18", "--resize", "32", "--crop", "32", "--epochs", "1"]
     data = ["--data", CLIPART / "labelled", *options, "--no-report", "--run", tmp_path / "r"]
-    assert plumage("train", *data)[0] == 0
+    assert cli("train", *data)[0] == 0
     files = sorted((CLIPART / "unlabelled").iterdir(), reverse=True)
     sample = tmp_path / "sample_submission.csv"
     sample.write_text("id,label\n" + "".join(f"{file.stem},\n" for file in files))
     options = ["--columns", "id,label", "--id", "stem", "--order", sample, "-o", tmp_path / "submission.csv"]
-    code, _, err = plumage("predict", CLIPART / "unlabelled", "--run", tmp_path / "r", *options)
+    code, _, err = cli("predict", CLIPART / "unlabelled", "--run", tmp_path / "r", *options)
     assert code == 0, err
     found = rows((tmp_path / "submission.csv").read_text())
     assert [row["id"] for row in found] == [file.stem for file in files]

@@ -3,8 +3,8 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from engine.recipe import PRESETS, Recipe
-from errors import UserError
+from plumage.errors import UserError
+from plumage.recipe import PRESETS, Recipe
 
 
 def test_the_defaults_are_the_reference_reports():

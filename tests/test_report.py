@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-import report.page
-from engine.metrics import calibration_bins, logit_gap
-from engine.recipe import Recipe
-from errors import UserError
-from report.page import write_report
+import plumage.report.page
+from plumage.engine.metrics import calibration_bins, logit_gap
+from plumage.errors import UserError
+from plumage.recipe import Recipe
+from plumage.report.page import write_report
 
 EVIL = [
     "<b>bold</b> & \"quoted\" 'class'",
@@ -299,23 +299,23 @@ def test_a_report_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_command(tmp_path, plumage):
+def test_the_command(tmp_path, cli):
     one, other = make_run(tmp_path / "runs" / "one"), make_run(tmp_path / "runs" / "other")
-    code, out, err = plumage("report", "runs/one")
+    code, out, err = cli("report", "runs/one")
     assert (code, out, err) == (0, "runs/one/report.html\n", "")
-    assert plumage("report", one, other)[:2] == (0, f"{tmp_path / 'runs' / 'report.html'}\n")
-    assert plumage("report", "-o", "here.html")[0] == 0
+    assert cli("report", one, other)[:2] == (0, f"{tmp_path / 'runs' / 'report.html'}\n")
+    assert cli("report", "-o", "here.html")[0] == 0
     assert read(tmp_path / "here.html").texts["h1"] == ["other"]
     for arguments in (["runs"], ["runs/one", "nowhere"], ["runs/one", "-o", "nowhere/r.html"]):
-        code, out, err = plumage("report", *arguments)
+        code, out, err = cli("report", *arguments)
         assert (code, out, err.count("\n"), err[:7]) == (2, "", 1, "error: ")
 
 
-def test_a_training_ends_with_its_report(plumage, photos, tmp_path, monkeypatch):
+def test_a_training_ends_with_its_report(cli, photos, tmp_path, monkeypatch):
     options = ["train", "--data", photos, *TINY, "--epochs", "1"]
-    assert plumage(*options, "--run", "without")[0] == 0
+    assert cli(*options, "--run", "without")[0] == 0
     assert not {"report.html", "eval-val.json", "figures"} & {path.name for path in (tmp_path / "without").iterdir()}
-    code, _, err = plumage(*options, "--report", "--run", "with")
+    code, _, err = cli(*options, "--report", "--run", "with")
     assert code == 0, err
     assert read(tmp_path / "with" / "report.html").texts["h2"] == SECTIONS
     with np.load(tmp_path / "with" / "eval-val.npz") as content:
@@ -332,7 +332,7 @@ def test_a_training_ends_with_its_report(plumage, photos, tmp_path, monkeypatch)
     def fail(*_):
         raise ImportError("no module named\nmatplotlib")
 
-    monkeypatch.setattr(report.page, "write_report", fail)
-    code, out, err = plumage(*options, "--report", "--run", "failing")
+    monkeypatch.setattr(plumage.report.page, "write_report", fail)
+    code, out, err = cli(*options, "--report", "--run", "failing")
     assert (code, out.splitlines()[-1].startswith("best epoch 1")) == (0, True)
     assert err.splitlines()[-1] == "failing/report.html: trained, but without a report: no module named matplotlib"

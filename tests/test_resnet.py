@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 
-from models.resnet import build_model, parameter_groups
+from plumage.models.resnet import build_model, parameter_groups
 
 BLOCKS = [f"layer{stage}.{block}" for stage, depth in ((1, 3), (2, 4), (3, 6), (4, 3)) for block in range(depth)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import engine.rundir
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from errors import UserError
+import plumage.rundir.folder
+from plumage.errors import UserError
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
-ROOT = Path(engine.rundir.__file__).parents[1]
+ROOT = Path(plumage.rundir.folder.__file__).parents[1]
 
 
 def begin(path, data="cub200", time=0):
@@ -90,7 +90,7 @@ def test_files_that_are_damaged_are_named(tmp_path):
 
 def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
     run = RunDir(tmp_path / "run")
-    code = "import sys; from pathlib import Path; from engine.rundir import RunDir\n"
+    code = "import sys; from pathlib import Path; from plumage.rundir.folder import RunDir\n"
     code += "with RunDir(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -124,14 +124,14 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(engine.rundir.fcntl, "flock", no_locks)
+    monkeypatch.setattr(plumage.rundir.folder.fcntl, "flock", no_locks)
     caplog.set_level("INFO", "plumage")
     with RunDir(tmp_path / "run").locked():
         assert "No locks available" in caplog.text
 
 
 def test_a_write_that_fails_names_its_file(tmp_path):
-    limited = "import resource, signal, sys; from pathlib import Path; from engine.rundir import RunDir\n"
+    limited = "import resource, signal, sys; from pathlib import Path; from plumage.rundir.folder import RunDir\n"
     limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))\n"
     for write in ("write_json('recipe.json', 'too long')", "add_history({'epoch': 1})"):
         code = (

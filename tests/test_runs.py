@@ -1,6 +1,6 @@
 from test_rundir import begin
 
-from engine.runs import newest_run, next_run
+from plumage.rundir.choose import newest_run, next_run
 
 
 def test_the_next_number_is_above_all_that_are_there(tmp_path):

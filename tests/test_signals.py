@@ -11,13 +11,13 @@ import torch
 from conftest import TINY
 from test_train import TinyNetwork
 
-import data.birds
-import data.store
-import engine.resume
-import engine.train
-from data.augment import Transform
-from engine.signals import StopSignals
-from errors import Stopped
+import plumage.birds.folder
+import plumage.data.store
+import plumage.engine.resume
+import plumage.engine.train
+from plumage.data.augment import Transform
+from plumage.engine.signals import StopSignals
+from plumage.errors import Stopped
 
 
 def signalling(function, number, call, times=1):
@@ -39,14 +39,14 @@ def stopped(code, err, number):
 
 @pytest.fixture
 def command(monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(engine.train, "build_model", TinyNetwork)
+    monkeypatch.setattr(plumage.engine.train, "build_model", TinyNetwork)
     return ["train", "--data", photos, *TINY, "--epochs", "3", "--run", tmp_path / "run", "--resume"]
 
 
 @pytest.fixture
-def undisturbed(command, plumage, tmp_path):
+def undisturbed(command, cli, tmp_path):
     """What the run ends with that is never stopped."""
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     (tmp_path / "run").rename(tmp_path / "whole")
     return torch.load(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
 
@@ -59,26 +59,26 @@ def undisturbed(command, plumage, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (data.store, "decode_or_reason", 5),
+        (plumage.data.store, "decode_or_reason", 5),
         (Transform, "random", 1),
         (Transform, "random", 5),
         (Transform, "center", 1),
-        (engine.resume, "save_checkpoint", 1),
-        (engine.resume, "save_checkpoint", 3),
-        (engine.resume, "copy_checkpoint", 1),
+        (plumage.engine.resume, "save_checkpoint", 1),
+        (plumage.engine.resume, "save_checkpoint", 3),
+        (plumage.engine.resume, "copy_checkpoint", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_signal_in_any_phase_costs_nothing(
-    undisturbed, command, plumage, tmp_path, monkeypatch, number, times, owner, name, call
+    undisturbed, command, cli, tmp_path, monkeypatch, number, times, owner, name, call
 ):
     shutil.rmtree(tmp_path / "xdg")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalling(getattr(owner, name), number, call, times))
-        code, _, err = plumage(*command)
+        code, _, err = cli(*command)
     assert stopped(code, err, number)
     assert not list((tmp_path / "xdg").rglob(".draft-*"))
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     ended = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["model"]
     assert all(torch.equal(ended[key], value) for key, value in undisturbed.items())
 
@@ -98,9 +98,9 @@ def test_a_stop_that_python_ignores_is_made_up_for(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_while_birds_are_drawn_leaves_none_half_drawn(plumage, tmp_path, monkeypatch, number):
-    monkeypatch.setattr(data.birds, "as_completed", signalling(data.birds.as_completed, number, 1))
-    code, _, err = plumage("train", "--data", "birds:species=2,pictures=2", *TINY, "--run", tmp_path / "run")
+def test_a_signal_while_birds_are_drawn_leaves_none_half_drawn(cli, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(plumage.birds.folder, "as_completed", signalling(plumage.birds.folder.as_completed, number, 1))
+    code, _, err = cli("train", "--data", "birds:species=2,pictures=2", *TINY, "--run", tmp_path / "run")
     assert stopped(code, err, number)
     assert not list((tmp_path / "xdg" / "plumage").iterdir())
     assert not (tmp_path / "run").exists()

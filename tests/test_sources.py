@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from data.birds import species_list
-from data.sources import list_samples, locate
-from data.store import Cache
-from errors import UserError
+from plumage.birds.folder import species_list
+from plumage.data.sources import list_samples, locate
+from plumage.data.store import Cache
+from plumage.errors import UserError
 
 
 def touch(root: Path, *names: str) -> None:

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.samples import Samples
-from data.split import read_split, shared_pictures, stratified_split, write_split
-from errors import UserError
+from plumage.data.samples import Samples
+from plumage.data.split import read_split, shared_pictures, stratified_split, write_split
+from plumage.errors import UserError
 
 counts = st.lists(st.integers(2, 40), min_size=1, max_size=12)
 

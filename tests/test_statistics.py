@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from engine.metrics import logit_gap
-from report import statistics
+from plumage.engine.metrics import logit_gap
+from plumage.report import statistics
 
 
 def outputs(n=400, classes=7, seed=0, scale=3.0):

@@ -14,11 +14,11 @@ import pytest
 from conftest import CLIPART, ROOT
 from PIL import Image
 
-import data.decode
-import data.store
-from data.decode import decode
-from data.store import Cache, map_ahead, open_store, read_skipped
-from errors import UserError
+import plumage.data.decode
+import plumage.data.store
+from plumage.data.decode import decode
+from plumage.data.store import Cache, map_ahead, open_store, read_skipped
+from plumage.errors import UserError
 
 
 def save(image: Image.Image, file: Path, **options) -> Path:
@@ -109,7 +109,7 @@ def test_a_store_is_reused_until_files_or_size_change(tmp_path, folder, monkeypa
     names, cache = ["1.jpg", "1.png"], tmp_path / "cache"
     first = open_store(folder, names, 16, Cache(cache))
     with monkeypatch.context() as patch:
-        patch.setattr(data.decode, "decode", forbid)
+        patch.setattr(plumage.data.decode, "decode", forbid)
         assert np.array_equal(open_store(folder, names, 16, Cache(cache)).pixels, first.pixels)
     assert open_store(folder, names, 8, Cache(cache)).pixels.shape == (2, 8, 8, 3)
     save(Image.new("RGB", (50, 50), (200, 30, 60)), folder / "1.png")
@@ -160,16 +160,16 @@ def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import data.decode
-import data.store
-whole = data.decode.decode
+import plumage.data.decode
+import plumage.data.store
+whole = plumage.data.decode.decode
 def decode(file, size):
     if file.name == "2.png":
         os.kill(os.getpid(), int(sys.argv[3]))
     return whole(file, size)
-data.decode.decode = decode
-cache = data.store.Cache(Path(sys.argv[2]), workers=1)
-data.store.open_store(Path(sys.argv[1]), sorted(os.listdir(sys.argv[1])), 16, cache)
+plumage.data.decode.decode = decode
+cache = plumage.data.store.Cache(Path(sys.argv[2]), workers=1)
+plumage.data.store.open_store(Path(sys.argv[1]), sorted(os.listdir(sys.argv[1])), 16, cache)
 """
 
 
@@ -188,7 +188,7 @@ def test_a_killed_build_leaves_no_half_store(tmp_path, folder):
 
 def test_without_room_it_decodes_on_the_fly_and_says_so(tmp_path, folder, monkeypatch, caplog):
     usage = namedtuple("usage", "total used free")(10, 10, 0)
-    monkeypatch.setattr(data.store.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(plumage.data.store.shutil, "disk_usage", lambda path: usage)
     store = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache"))
     assert store.pixels is None
     assert store.read(np.array([1])).shape == (1, 16, 16, 3)
@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_on_the_way_is_no_error_either(tmp_path, folder, mo
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.store.np, "savez", full)
+    monkeypatch.setattr(plumage.data.store.np, "savez", full)
     assert open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache")).pixels is None
     assert "No space left on device" in caplog.text
     assert not list((tmp_path / "cache" / "stores").iterdir())
@@ -242,7 +242,7 @@ def test_real_pictures_of_every_mode(tmp_path):
 
 def test_skipped_files_are_written_and_read_back(tmp_path):
     rows = [('a, "b".jpg', "broken, badly"), ("n\udcff.jpg", "x"), ("c\rd\n.jpg", "y")]
-    data.store.write_skipped(tmp_path / "skipped.csv", rows)
+    plumage.data.store.write_skipped(tmp_path / "skipped.csv", rows)
     assert read_skipped(tmp_path / "skipped.csv") == rows
     (tmp_path / "skipped.csv").write_text("path,reason\nnonsense\n")
     with pytest.raises(UserError, match=r"skipped\.csv is damaged"):

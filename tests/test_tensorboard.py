@@ -8,14 +8,14 @@ from conftest import TINY
 from test_signals import signalling, stopped
 from test_train import TinyNetwork
 
-import engine.train
-from data.augment import Transform
-from engine.rundir import RunDir
+import plumage.engine.train
+from plumage.data.augment import Transform
+from plumage.rundir.folder import RunDir
 
 
 @pytest.fixture
 def command(monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(engine.train, "build_model", TinyNetwork)
+    monkeypatch.setattr(plumage.engine.train, "build_model", TinyNetwork)
     return ["train", "--data", photos, *TINY, "--epochs", "3", "--run", tmp_path / "run", "--tensorboard", "--resume"]
 
 
@@ -36,9 +36,9 @@ def as_history(run, logged):
         assert logged[f"epoch/{name}"] == pytest.approx(expected), name
 
 
-def test_it_logs_the_history_and_each_step(command, plumage, tmp_path):
+def test_it_logs_the_history_and_each_step(command, cli, tmp_path):
     pytest.importorskip("tensorboard")
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     run = RunDir(tmp_path / "run")
     logged = scalars(run)
     as_history(run, logged)
@@ -49,13 +49,13 @@ def test_it_logs_the_history_and_each_step(command, plumage, tmp_path):
 
 
 @pytest.mark.parametrize("call", [2, 3, 5])  # the third step ends an epoch, whose row is then made up for
-def test_stopped_it_goes_on(command, plumage, tmp_path, monkeypatch, call):
+def test_stopped_it_goes_on(command, cli, tmp_path, monkeypatch, call):
     pytest.importorskip("tensorboard")
     with monkeypatch.context() as patch:
         patch.setattr(Transform, "random", signalling(Transform.random, signal.SIGTERM, call))
-        code, _, err = plumage(*command)
+        code, _, err = cli(*command)
     assert stopped(code, err, signal.SIGTERM)
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     run = RunDir(tmp_path / "run")
     logged = scalars(run)
     as_history(run, logged)
@@ -63,7 +63,7 @@ def test_stopped_it_goes_on(command, plumage, tmp_path, monkeypatch, call):
     assert set(logged["step/loss"]) == set(range(1, 10)) - lost
 
 
-def test_killed_what_is_trained_again_is_logged_once(command, plumage, tmp_path, monkeypatch):
+def test_killed_what_is_trained_again_is_logged_once(command, cli, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
 
     def crash(*_):
@@ -72,17 +72,17 @@ def test_killed_what_is_trained_again_is_logged_once(command, plumage, tmp_path,
     random = Transform.random
     with monkeypatch.context() as patch:
         patch.setattr(Transform, "random", lambda self, *a: crash() if a[2] == 7 else random(self, *a))
-        assert plumage(*command)[0] == 130
+        assert cli(*command)[0] == 130
     run = RunDir(tmp_path / "run")
     assert max(scalars(run)["step/loss"]) == 7  # of which the checkpoint, after six, does not know
-    assert plumage(*command)[0] == 0
+    assert cli(*command)[0] == 0
     as_history(run, scalars(run))
     assert list(scalars(run)["step/loss"]) == list(range(1, 10))
 
 
-def test_without_the_package_there_is_one_line_before_anything_is_done(command, plumage, tmp_path, monkeypatch):
+def test_without_the_package_there_is_one_line_before_anything_is_done(command, cli, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    code, out, err = plumage(*command)
+    code, out, err = cli(*command)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert 'pip install -e ".[tensorboard]"' in err
     assert not (tmp_path / "run").exists()

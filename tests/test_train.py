@@ -15,20 +15,20 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-import engine.train
-import models.weights
-from data.augment import Transform
-from data.loader import Batch
-from data.share import Share
-from data.store import Cache
-from engine.checkpoint import is_whole
-from engine.evaluate import evaluate
-from engine.machine import Machine
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from engine.signals import StopSignals
-from engine.train import train
-from errors import Diverged, Stopped, UserError
+import plumage.engine.train
+import plumage.models.weights
+from plumage.data.augment import Transform
+from plumage.data.loader import Batch
+from plumage.data.share import Share
+from plumage.data.store import Cache
+from plumage.engine.checkpoint import is_whole
+from plumage.engine.evaluate import evaluate
+from plumage.engine.signals import StopSignals
+from plumage.engine.train import train
+from plumage.errors import Diverged, Stopped, UserError
+from plumage.hardware.device import Machine
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 
 class TinyNetwork(nn.Module):
@@ -67,7 +67,7 @@ class StopAt(StopSignals):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, photos):
     """Machine and cache, and a function that trains into a folder and stops at the n-th look at the signals."""
-    for module in (engine.train, models.weights):
+    for module in (plumage.engine.train, plumage.models.weights):
         monkeypatch.setattr(module, "build_model", TinyNetwork)
     machine, cache = Machine(torch.device("cpu"), "fp32", compile=False), Cache(tmp_path / "cache", workers=1)
 
@@ -149,7 +149,7 @@ def test_too_little_memory_is_one_line_with_the_way_out(tiny, tmp_path, monkeypa
     def run_out(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(engine.train.Transform, "random", run_out)
+    monkeypatch.setattr(plumage.engine.train.Transform, "random", run_out)
     with pytest.raises(UserError, match=r"--batch-size \d+: cpu has too little memory; .* --accumulate 2"):
         tiny[1](tmp_path / "run")
 
@@ -391,7 +391,9 @@ def test_a_run_as_weights_hands_its_head_on_to_the_same_classes(tiny, tricks, tm
 def test_first_steps_that_the_scaler_skips_leave_no_trace():
     """Of the fused optimizer's momentum, whose memory torch fills with NaN where it is to be deterministic."""
     recipe = Recipe.create({**OPTIONS, "model": "resnet18"})
-    state, _ = engine.train.build(recipe, Machine(torch.device("cpu"), "fp16", False), ["a", "b", "c"], 3, None, None)
+    state, _ = plumage.engine.train.build(
+        recipe, Machine(torch.device("cpu"), "fp16", False), ["a", "b", "c"], 3, None, None
+    )
     state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 3e38})
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     images, labels = torch.randint(256, (6, 20, 20, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -419,7 +421,7 @@ def test_no_step_waits_for_the_gpu(options, precision):
     """From the third step to the seventh, between two looks at the metrics, torch raises where something waits."""
     names, device = ["a", "b", "c"], torch.device("cuda")
     recipe = Recipe.create({**OPTIONS, "model": "resnet18", **options})
-    state, _ = engine.train.build(recipe, Machine(device, precision, compile=False), names, 8, None, None)
+    state, _ = plumage.engine.train.build(recipe, Machine(device, precision, compile=False), names, 8, None, None)
     images = torch.randint(256, (8, 20, 20, 3), dtype=torch.uint8, device=device)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     trainer = state.trainer

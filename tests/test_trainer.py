@@ -8,11 +8,11 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 from torch.nn import functional
 
-from data.share import Share
-from engine.criterion import DistillationLoss, LabelSmoothingLoss
-from engine.evaluator import create_evaluator
-from engine.handlers import attach_divergence_guard, attach_look
-from engine.trainer import attach_training_metrics, create_trainer
+from plumage.data.share import Share
+from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
+from plumage.engine.evaluator import create_evaluator
+from plumage.engine.handlers import attach_divergence_guard, attach_look
+from plumage.engine.trainer import attach_training_metrics, create_trainer
 
 CPU = torch.device("cpu")
 FP32 = partial(torch.autocast, "cpu", enabled=False)

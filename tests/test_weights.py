@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from errors import UserError
-from models.resnet import build_model
-from models.weights import load_file, load_pretrained, load_state, pretrained_weights, state_dict_of
+from plumage.errors import UserError
+from plumage.models.resnet import build_model
+from plumage.models.weights import load_file, load_pretrained, load_state, pretrained_weights, state_dict_of
 
 CLASSES = ["a", "b", "c", "d", "e"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from plumage.errors import UserError
 
 Rule = tuple[str, Callable[[Any], bool]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from errors import UserError
+from plumage.errors import UserError
 
 log = logging.getLogger("plumage")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.machine import Machine
+    from plumage.hardware.device import Machine
 
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
 

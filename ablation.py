@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from data.samples import some
-from data.sources import list_samples, locate
-from data.store import Cache
-from engine.interval import Difference, difference_over_seeds
-from engine.machine import Machine
-from engine.recipe import Recipe, option_name
-from engine.rundir import RunDir, replace_file
-from engine.runs import next_run
-from engine.signals import StopSignals
-from engine.train import load_teacher, load_weights, train
-from errors import Diverged, Stopped, UserError
+from plumage.data.samples import some
+from plumage.data.sources import list_samples, locate
+from plumage.data.store import Cache
+from plumage.engine.signals import StopSignals
+from plumage.engine.train import load_teacher, load_weights, train
+from plumage.errors import Diverged, Stopped, UserError
+from plumage.hardware.device import Machine
+from plumage.recipe import Recipe, option_name
+from plumage.report.interval import Difference, difference_over_seeds
+from plumage.rundir.choose import next_run
+from plumage.rundir.folder import RunDir, replace_file
 
 log = logging.getLogger("plumage")
 

@@ -17,20 +17,20 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.augment import Transform
-from data.cores import usable_cores
-from data.decode import decode_or_reason, to_square
-from data.sources import list_pictures
-from data.store import map_ahead
-from engine.calibration import temperature_for
-from engine.evaluate import model_of
-from engine.evaluator import forward
-from engine.machine import Machine
-from engine.output import text_output
-from engine.rows import Table
-from engine.rundir import RunDir
-from errors import UserError, first_line
-from models.weights import fingerprint
+from plumage.data.augment import Transform
+from plumage.data.decode import decode_or_reason, to_square
+from plumage.data.sources import list_pictures
+from plumage.data.store import map_ahead
+from plumage.engine.evaluate import model_of
+from plumage.engine.evaluator import forward
+from plumage.errors import UserError, first_line
+from plumage.files import text_output
+from plumage.hardware.cores import usable_cores
+from plumage.hardware.device import Machine
+from plumage.inference.calibration import temperature_for
+from plumage.inference.table import Table
+from plumage.models.weights import fingerprint
+from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.portrait import COLOURS, Build, Species, draw_picture
-from errors import UserError
+from plumage.birds.portrait import COLOURS, Build, Species, draw_picture
+from plumage.errors import UserError
 
 DRAWING = 1  # part of the folder's name: raise it whenever the same seed would draw other pictures
 # what --data birds:... may ask for: default, least, most

@@ -16,18 +16,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from data.augment import MEAN, STD, Transform, center_crop
-from data.decode import decode_or_reason
-from data.sources import list_pictures, locate
-from data.split import read_split
-from data.store import Cache
-from engine.calibration import temperature_for
-from engine.evaluate import model_of
-from engine.output import check_output, written_beside
-from engine.rundir import RunDir
-from errors import UserError, first_line
-from models.resnet import build_model
-from models.weights import fingerprint, load_state
+from plumage.data.augment import MEAN, STD, Transform, center_crop
+from plumage.data.decode import decode_or_reason
+from plumage.data.sources import list_pictures, locate
+from plumage.data.split import read_split
+from plumage.data.store import Cache
+from plumage.engine.evaluate import model_of
+from plumage.errors import UserError, first_line
+from plumage.files import check_output, written_beside
+from plumage.inference.calibration import temperature_for
+from plumage.models.resnet import build_model
+from plumage.models.weights import fingerprint, load_state
+from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.rundir import RunDir
-from errors import UserError
+from plumage.errors import UserError
+from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from errors import UserError
+from plumage.errors import UserError
 
 log = logging.getLogger("plumage")
 

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.recipe import Recipe
-from engine.rundir import RunDir
-from errors import UserError
+from plumage.errors import UserError
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 if TYPE_CHECKING:
-    from engine.distributed import Memory
+    from plumage.hardware.processes import Memory
 
 RUNS = Path("runs")
 

@@ -22,7 +22,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import Diverged, EarlyEnd, Stopped, UserError, first_line
+from plumage.errors import Diverged, EarlyEnd, Stopped, UserError, first_line
 
 log = logging.getLogger("plumage")
 
@@ -147,7 +147,7 @@ def must_agree(value: str, problem: str) -> None:
         _end_alike(problem)
 
 
-def share(model: nn.Module, device: torch.device, freezes: bool) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device, freezes: bool) -> nn.Module:
     """``model`` as it is trained together: gradients are the processes' mean, sent while others are still computed.
 
     freezes: not every step gives each parameter a gradient. Buffers, such as BatchNorm's statistics, stay each

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.environment import environment
-from engine.recipe import Recipe
-from errors import UserError
+from plumage.errors import UserError
+from plumage.hardware.environment import environment
+from plumage.recipe import Recipe
 
 if TYPE_CHECKING:
-    from engine.machine import Machine
+    from plumage.hardware.device import Machine
 
 try:
     import fcntl

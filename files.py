@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
 
-from engine.rundir import named_in_errors
-from errors import UserError
+from plumage.errors import UserError
+from plumage.rundir.folder import named_in_errors
 
 
 def check_output(file: Path, force: bool) -> None:
