@@ -1,0 +1,155 @@
+import errno
+import os
+import stat
+
+import pytest
+
+from plumage.errors import UserError
+from plumage.files import (
+    draft_of,
+    folder_written_whole,
+    read_json,
+    read_object,
+    read_table,
+    text_output,
+    write_json,
+    write_table,
+    written_whole,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_until_the_end_the_old_file_is_there_and_then_the_new_one(tmp_path, durable):
+    file = tmp_path / "file"
+    for content in ("old", "new"):
+        with written_whole(file, durable) as draft:
+            draft.write_text(content)
+            assert draft.parent == tmp_path  # a rename needs the same disk
+            assert (file.read_text() if file.exists() else "") == ("" if content == "old" else "old")
+        assert file.read_text() == content
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), UserError("no"), KeyboardInterrupt]
+)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def fail():
+        with written_whole(file) as draft:
+            draft.write_text("half")
+            raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)) as raised:
+        fail()
+    assert names(tmp_path) == ["file"]
+    assert file.read_text() == "old"
+    if isinstance(error, OSError):
+        assert raised.value.filename == str(file)  # which tells a user more than the draft's name
+
+
+def test_an_error_about_the_draft_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, written_whole(tmp_path / "nowhere" / "file"):
+        pytest.fail("there is no such folder")
+    assert raised.value.filename == str(tmp_path / "nowhere" / "file")
+
+
+def test_drafts_of_one_file_have_names_of_their_own_and_follow_no_link(tmp_path, monkeypatch):
+    file, secret = tmp_path / "file", tmp_path / "secret"
+    assert len({draft_of(file) for _ in range(9)}) == 9
+    secret.write_text("another's")
+    (tmp_path / "foreseen").symlink_to(secret)
+    monkeypatch.setattr("plumage.files.draft_of", lambda path: tmp_path / "foreseen")
+    with pytest.raises(FileExistsError), written_whole(file) as draft:
+        draft.write_text("mine")
+    assert secret.read_text() == "another's"
+
+
+def test_a_file_gets_the_rights_that_the_user_gives_new_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "file", {})
+        with folder_written_whole(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_end(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda n: done.append(stat.S_ISDIR(os.fstat(n).st_mode)) or fsync(n))
+    monkeypatch.setattr("pathlib.Path.replace", lambda path, to: done.append("rename") or replace(path, to))
+    for durable, order in ((False, ["rename"]), (True, [False, "rename", True])):
+        done.clear()
+        with written_whole(tmp_path / "file", durable) as draft:
+            draft.write_text("content")
+        assert done == order
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_never_replaces_another(tmp_path):
+    folder = tmp_path / "folder"
+
+    def fail():
+        with folder_written_whole(folder) as draft:
+            (draft / "half").touch()
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    assert names(tmp_path) == []
+    for content in ("first", "second"):
+        with folder_written_whole(folder) as draft:
+            (draft / content).touch()
+    assert names(tmp_path) == ["folder"]
+    assert names(folder) == ["first"]
+
+
+def test_tables_are_read_back_with_any_name(tmp_path):
+    rows = [['a, "b"', "line\nbreak"], ["n\udcff", "günstig 鳥"]]
+    write_table(tmp_path / "t.csv", ("one", "two"), rows)
+    assert [row for _, row in read_table(tmp_path / "t.csv", ("one", "two"))] == rows
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.csv").read_bytes())  # as a spreadsheet saves it
+    assert [row for _, row in read_table(tmp_path / "t.csv", ("one", "two"))] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "line 1: needs the columns one, two"),
+        ("two,one\n", "line 1: needs the columns one, two"),
+        ("one,two\n1,2\n3\n", "line 3: has 1 columns, not 2"),
+        ('one,two\n"' + "x" * 200_000 + '",2\n', "cannot be read: field larger"),
+        (None, "cannot be read: "),
+    ],
+)
+def test_what_is_no_such_table_is_named_with_the_line(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"t\.csv,? {says}"):
+        list(read_table(tmp_path / "t.csv", ("one", "two")))
+
+
+def test_json_that_is_no_object_is_named(tmp_path):
+    file = tmp_path / "o.json"
+    write_json(file, [1])
+    assert read_json(file) == [1]
+    with pytest.raises(UserError, match=r"o\.json is damaged: it holds no object"):
+        read_object(file)
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"o\.json cannot be read"):
+        read_object(file)
+
+
+def test_output_goes_to_the_file_or_to_standard_output(tmp_path, capsys):
+    for file in (tmp_path / "out", None):
+        with text_output(file) as out:
+            out.write("result\n")
+    assert (tmp_path / "out").read_text() == capsys.readouterr().out == "result\n"
