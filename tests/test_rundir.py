@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import time
 
 import pytest
 
 import plumage.rundir.folder
 from plumage.errors import UserError
+from plumage.files import write_json
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
@@ -18,7 +20,7 @@ ROOT = Path(plumage.rundir.folder.__file__).parents[1]
 def begin(path, data="cub200", time=0):
     path.mkdir(parents=True)
     run = RunDir(path)
-    run.write_json("recipe.json", {**Recipe.create({"data": data}).__dict__})
+    write_json(run.path / "recipe.json", {**Recipe.create({"data": data}).__dict__})
     os.utime(path / "recipe.json", (time, time))
     return run
 
@@ -30,21 +32,21 @@ def rows(*accuracies):
 def test_history_is_cut_to_what_a_checkpoint_knows(tmp_path):
     run = begin(tmp_path / "run")
     for row in rows(0.1, 0.3, 0.2):
-        run.add_history(row)
+        run.history.add(row)
     with (run.path / "history.jsonl").open("a") as handle:
         handle.write('{"epoch": 4, "val_acc')  # the process was killed
     assert run.history == rows(0.1, 0.3, 0.2)
-    run.keep_history(2)
+    run.history.keep(2)
     assert run.history == rows(0.1, 0.3)
-    run.keep_history(0)
+    run.history.keep(0)
     assert run.history == []
 
 
 def test_of_equal_epochs_the_earlier_is_best(tmp_path):
     run = begin(tmp_path / "run")
     for row in rows(0.1, 0.3, 0.3, 0.2):
-        run.add_history(row)
-    assert run.best_epoch["epoch"] == 2
+        run.history.add(row)
+    assert run.history.best["epoch"] == 2
 
 
 @pytest.mark.parametrize("name", ["split.csv", "history.jsonl", "checkpoints"])
@@ -83,7 +85,7 @@ def test_files_that_are_damaged_are_named(tmp_path):
             _ = run.history
     (run.path / "history.jsonl").unlink()
     with pytest.raises(UserError, match=r"history\.jsonl has lost"):
-        _ = run.best_epoch
+        _ = run.history.best
     (run.path / "environment.json").write_text("[]")
     assert run.precision == "auto"
 
@@ -106,17 +108,30 @@ def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
     assert not run.path.exists()  # no run began
 
 
+def test_what_a_killed_training_left_half_written_goes(tmp_path):
+    run = begin(tmp_path / "run")
+    for folder in ("", "checkpoints", "figures"):
+        (run.path / folder).mkdir(exist_ok=True)
+        for name, age in ((".draft-old", 2 * 86_400), (".draft-new", 0)):
+            (run.path / folder / name).write_text("half")
+            os.utime(run.path / folder / name, (time() - age, time() - age))
+    with run.locked():
+        pass
+    left = sorted(str(path.relative_to(run.path)) for path in run.path.rglob(".draft-*"))
+    assert left == [".draft-new", "figures/.draft-new"]  # which an evaluation may be writing
+
+
 def test_a_training_that_was_killed_as_it_began_can_begin_again(tmp_path):
     run = RunDir(tmp_path / "run")
     with run.locked():
-        run.write_json("classes.json", [])
+        write_json(run.path / "classes.json", [])
     run.check_writable()
 
 
 def test_what_a_run_has_written_stays_when_its_lock_goes(tmp_path):
     run = RunDir(tmp_path / "run")
     with run.locked():
-        run.write_json("recipe.json", {})
+        write_json(run.path / "recipe.json", {})
     assert run.holds_run
 
 
@@ -132,10 +147,10 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
 
 def test_a_write_that_fails_names_its_file(tmp_path):
     limited = "import resource, signal, sys; from pathlib import Path; from plumage.rundir.folder import RunDir\n"
+    limited += "from plumage.files import write_json\n"
     limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))\n"
-    for write in ("write_json('recipe.json', 'too long')", "add_history({'epoch': 1})"):
-        code = (
-            limited + f"try: RunDir(Path({str(tmp_path)!r})).{write}\nexcept OSError as error: sys.exit(error.filename)"
-        )
+    for write in ("write_json(run.path / 'recipe.json', 'too long')", "run.history.add({'epoch': 1})"):
+        code = limited + f"run = RunDir(Path({str(tmp_path)!r}))\n"
+        code += f"try: {write}\nexcept OSError as error: sys.exit(error.filename)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.stderr.strip() in (str(tmp_path / "recipe.json"), str(tmp_path / "history.jsonl"))

@@ -1,0 +1,118 @@
+"""What `eval` keeps in a run, written and read in one place: eval-<split>.json, and eval-<split>.npz beside it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from plumage.errors import UserError
+from plumage.files import read_object, write_json, written_whole
+from plumage.rundir.folder import RunDir
+
+SCORES = ("accuracy", "top5", "loss", "nll")
+MORE_SCORES = ("ece", "logit_gap")
+TEXTS = ("checkpoint", "weights", "data", "precision")
+ARRAYS = ("logits", "labels", "indices", "gaps", "bins")
+PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured, on which pictures, and what a report shows of them.
+
+    accuracy to logit_gap: over all pictures, as fractions and nats; loss with the recipe's label smoothing.
+    checkpoint: best, last or a file; iteration: after which it was saved, None where that is not known; weights: its
+    fingerprint. data: the folder of the pictures. precision: what was computed in.
+    logits: (n, K) float32, float64 as read back. labels: (n,) int64. indices: (n,) int64, rows of split.csv, or of the
+    sorted pictures of another folder. gaps: (n,) float32, each picture's logit gap.
+    bins: (3, bins) float32, predictions by confidence: how many, its sum, and how many are right.
+    pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) int64, the rows of logits that they show.
+    """
+
+    split: str
+    accuracy: float
+    top5: float
+    loss: float
+    nll: float
+    ece: float
+    logit_gap: float
+    checkpoint: str
+    iteration: int | None
+    weights: str
+    data: str
+    precision: str
+    logits: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    gaps: np.ndarray
+    bins: np.ndarray
+    pictures: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What the command prints."""
+        return {"split": self.split, "n": len(self.labels), **{name: getattr(self, name) for name in SCORES}}
+
+    @cached_property
+    def predictions(self) -> np.ndarray:
+        return self.logits.argmax(axis=1)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.predictions == self.labels
+
+    def save(self, run: RunDir, stem: str) -> None:
+        """Write ``stem``.npz and ``stem``.json into the run's folder."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        for name, rows in PICTURES.items():
+            arrays[name], arrays[rows] = self.pictures[name]
+        with written_whole(run.path / f"{stem}.npz") as draft, draft.open("wb") as handle:
+            np.savez(handle, **arrays)
+        others = {name: getattr(self, name) for name in (*MORE_SCORES, *TEXTS, "iteration")}
+        write_json(run.path / f"{stem}.json", {**self.numbers, **others})
+
+
+def read_evaluation(run: RunDir, classes: int, pictures: int) -> Evaluation | None:
+    """Return what `eval` kept of the validation pictures, or None where it kept nothing.
+
+    classes, pictures: how many the run has. Raises UserError where the files are damaged, or do not fit the run.
+    """
+    file, archive = run.path / "eval-val.json", run.path / "eval-val.npz"
+    if not (file.exists() and archive.exists()):
+        return None
+    about = read_object(file)
+    try:
+        with np.load(archive) as content:
+            arrays = dict(content)
+        shown = {name: (arrays[name], arrays[rows]) for name, rows in PICTURES.items() if name in arrays}
+        if not _fits(arrays, shown, classes, pictures):
+            raise ValueError("its arrays do not fit this run")
+        fields: dict[str, Any] = {name: float(about[name]) for name in (*SCORES, *MORE_SCORES)}
+        fields |= {name: str(about.get(name, "")) for name in TEXTS}  # of which older runs lack the weights
+        fields |= {name: arrays[name] for name in ARRAYS} | {"logits": arrays["logits"].astype(np.float64)}
+        return Evaluation(split="val", iteration=about["iteration"], pictures=shown, **fields)
+    except Exception as error:  # a damaged archive raises nearly anything
+        again = f"python main.py eval --run {run.path} writes it anew"
+        raise UserError(f"{archive} is damaged or old ({' '.join(str(error).split())}): {again}") from error
+
+
+def _fits(
+    arrays: dict[str, np.ndarray], shown: dict[str, tuple[np.ndarray, np.ndarray]], classes: int, pictures: int
+) -> bool:
+    """Return whether shapes, types and numbers are those that ``Evaluation`` promises."""
+    logits, labels, indices, gaps, bins = (arrays[name] for name in ARRAYS)
+    n = len(labels)
+    places = ((labels, classes), (indices, pictures), *((rows, n) for _, rows in shown.values()))
+    return bool(
+        n > 0
+        and classes > 1
+        and (logits.shape, indices.shape, gaps.shape, bins.shape[:-1]) == ((n, classes), (n,), (n,), (3,))
+        and bins[0].sum() == n
+        and all(np.isfinite(numbers).all() for numbers in (logits, gaps, bins))
+        and all(rows.dtype.kind == "i" and ((rows >= 0) & (rows < end)).all() for rows, end in places)
+        and all(
+            (images.dtype, images.ndim, images.shape[:1]) == ("u1", 4, rows.shape) for images, rows in shown.values()
+        )
+    )
