@@ -1,9 +1,6 @@
-"""ablate(trials, folder): every combination of some options' values, once for each seed, and what each one changes."""
+"""Ablations: every combination of some options' values, once for each seed, and what each one changes."""
 
-import csv
 import gc
-import io
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +14,18 @@ from typing import Any
 
 import torch
 
-from plumage.data.samples import some
 from plumage.data.sources import list_samples, locate
 from plumage.data.store import Cache
+from plumage.engine.prepare import load_teacher, load_weights
 from plumage.engine.signals import StopSignals
-from plumage.engine.train import load_teacher, load_weights, train
+from plumage.engine.train import train
 from plumage.errors import Diverged, Stopped, UserError
+from plumage.files import read_object, write_json, write_table
 from plumage.hardware.device import Machine
 from plumage.recipe import Recipe, option_name
-from plumage.report.interval import Difference, difference_over_seeds
+from plumage.report.statistics import difference_over_seeds
 from plumage.rundir.choose import next_run
-from plumage.rundir.folder import RunDir, replace_file
+from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 
@@ -79,7 +77,7 @@ def show(value: Any) -> str:
 
 
 def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seeds: Sequence[int] | None) -> list[Trial]:
-    """The trials, seed by seed, with the options ``given`` by hand besides. UserError for what cannot be trained."""
+    """Return the trials, seed by seed, with the options ``given`` by hand. UserError for what cannot be trained."""
     names = [name for name, _ in varied]
     for name in names:
         if names.count(name) > 1:
@@ -111,18 +109,18 @@ def find_folder(home: Path, trials: list[Trial]) -> Path:
 
 
 def description(trials: list[Trial]) -> dict[str, Any]:
-    """What ablation.json holds: the options varied, and each run's recipe, in order."""
+    """Return what ablation.json holds: the options varied, and each run's recipe, in order."""
     return {
         "vary": list(trials[0].values),
         "runs": [{"run": trial.name, "values": trial.values, "recipe": asdict(trial.recipe)} for trial in trials],
     }
 
 
-def begun(folder: Path) -> Any:
-    """What ``folder``'s ablation.json holds; None where there is none, or a damaged one."""
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
-    return None
+def begun(folder: Path) -> dict[str, Any]:
+    """Return what ``folder``'s ablation.json holds; nothing where there is none, or a damaged one."""
+    with suppress(UserError):
+        return read_object(folder / "ablation.json")
+    return {}
 
 
 def ablate(
@@ -132,44 +130,42 @@ def ablate(
 
     Writes ablation.json and ablation.csv beside the runs. Raises Stopped, with everything saved.
     """
-    runs = [RunDir(folder / trial.name) for trial in trials]
+    pairs = [(trial, RunDir(folder / trial.name)) for trial in trials]
     try:
-        check(trials, runs, folder, cache)
+        check(pairs, folder, cache)
     finally:
         with suppress(OSError):
             folder.rmdir()  # if nothing came into it
     with RunDir(folder).locked():
-        replace_file(folder / "ablation.json", json.dumps(description(trials), indent=2) + "\n")
+        write_json(folder / "ablation.json", description(trials))
         outcomes = []
-        for number, (trial, run) in enumerate(zip(trials, runs, strict=True), 1):
+        for number, (trial, run) in enumerate(pairs, 1):
             log.info(f"[{number}/{len(trials)}] {run.path}")
             outcomes.append(train_one(trial, run, machine, cache, signals, tensorboard))
         write_results(outcomes, folder / "ablation.csv")
     return outcomes
 
 
-def check(trials: list[Trial], runs: list[RunDir], folder: Path, cache: Cache) -> None:
-    """Raises UserError, before any training, where ``folder``, the pictures or a file of weights will not do."""
+def check(pairs: list[tuple[Trial, RunDir]], folder: Path, cache: Cache) -> None:
+    """Raise UserError, before any training, where ``folder``, the pictures or a file of weights will not do."""
     if RunDir(folder).holds_run:
         raise UserError(f"--run {folder}: is a run itself; give the folder that is to hold the ablation's runs")
     others: set[str] = set()
-    with suppress(TypeError, KeyError):  # there is none, or one of another form
-        others = {run["run"] for run in begun(folder)["runs"]} - {trial.name for trial in trials}
+    with suppress(TypeError, KeyError):  # it may be of another form
+        others = {run["run"] for run in begun(folder)["runs"]} - {trial.name for trial, _ in pairs}
     if others:
         raise UserError(
-            f"--run {folder}: holds another ablation, with {some(sorted(others), 1)}; give another, or its values too"
+            f"--run {folder}: holds another ablation, with {min(others)}; give another, or all of its values"
         )
-    for trial, run in zip(trials, runs, strict=True):
+    for trial, run in pairs:
         run.check_writable()
-        differences = []
+        changes = []
         with suppress(UserError):  # a damaged run fails when its turn comes, and takes no other along
-            differences = run.recipe.contradictions(asdict(trial.recipe)) if run.holds_run else []
-        if differences:
-            raise UserError(
-                f"--run {run.path}: was trained with another recipe: {', '.join(differences)}; give another"
-            )
-    new = [(trial.recipe, run) for trial, run in zip(trials, runs, strict=True) if not run.holds_run]
-    classes = list_samples(locate(trials[0].recipe.data, cache)).classes if new else []
+            changes = run.recipe.contradictions(asdict(trial.recipe))
+        if changes:
+            raise UserError(f"--run {run.path}: was trained with another recipe: {', '.join(changes)}; give another")
+    new = [(trial.recipe, run) for trial, run in pairs if not run.holds_run]
+    classes = list_samples(locate(pairs[0][0].recipe.data, cache)).classes if new else []
     for recipe, run in {(recipe.model, recipe.weights, recipe.teacher): (recipe, run) for recipe, run in new}.values():
         load_teacher(recipe, classes)
         load_weights(recipe, run)
@@ -195,42 +191,38 @@ def train_one(
 
 
 def write_results(outcomes: list[Outcome], file: Path) -> None:
-    """ablation.csv: a line for each run, with its best epoch's numbers and the seconds of all its epochs."""
+    """Write ablation.csv: a line for each run, with its best epoch's numbers and the seconds of all its epochs."""
     numbers = ("epoch", "val_accuracy", "val_loss", "val_nll", "train_accuracy")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("run", *outcomes[0].trial.values, "seed", "best_epoch", *numbers[1:], "seconds", "error"))
-    for outcome in outcomes:
-        trial, run = outcome.trial, outcome.run
-        row = [""] * 6
+
+    def row(outcome: Outcome) -> tuple[Any, ...]:
+        results: list[Any] = [""] * 6
         if not outcome.error:
-            seconds = sum(epoch["seconds"] for epoch in run.history)
-            row = [*(run.best_epoch[name] for name in numbers), round(seconds, 3)]
-        varied = map(show, trial.values.values())
-        writer.writerow((trial.name, *varied, trial.recipe.seed, *row, outcome.error))
-    replace_file(file, text.getvalue())
+            history = outcome.run.history
+            results = [*(history.best[name] for name in numbers), round(sum(epoch["seconds"] for epoch in history), 3)]
+        trial = outcome.trial
+        return (trial.name, *map(show, trial.values.values()), trial.recipe.seed, *results, outcome.error)
+
+    columns = ("run", *outcomes[0].trial.values, "seed", "best_epoch", *numbers[1:], "seconds", "error")
+    write_table(file, columns, map(row, outcomes))
 
 
 def table(outcomes: list[Outcome]) -> Iterator[str]:
-    """The lines of what was found: for each combination its accuracy, and how far it lies from the first one's."""
+    """Yield lines: for each combination its accuracy, and how far that lies from the first combination's."""
     accuracies: dict[str, dict[int, float]] = {outcome.trial.combination: {} for outcome in outcomes}
     for outcome in outcomes:
         if not outcome.error:
-            accuracy = 100 * outcome.run.best_epoch["val_accuracy"]
+            accuracy = 100 * outcome.run.history.best["val_accuracy"]
             accuracies[outcome.trial.combination][outcome.trial.recipe.seed] = accuracy
     first, *_ = accuracies.values()
     width = max(map(len, accuracies))
     yield "Validation accuracy of the best epoch: mean ± standard deviation over n seeds; then the difference to the"
     yield "first line, seed by seed, with the 95 % confidence interval of its mean by Student's t."
-    for combination, found in accuracies.items():
-        failed = len(outcomes) // len(accuracies) - len(found)
-        gap = difference_over_seeds(found, first) if found is not first else None
-        spread = f" ± {stdev(found.values()):.2f}" if len(found) > 1 else ""
-        cells = f"{mean(found.values()):6.2f}{spread} %" if found else "     -"
-        count = f"n = {len(found)}" + (f" ({failed} failed)" if failed else "")
-        yield f"{combination:{width}}  {cells:16}  {count}  {in_words(gap) if gap else ''}".rstrip()
-
-
-def in_words(gap: Difference) -> str:
-    interval = f"{gap.low:+.2f} to {gap.high:+.2f}, n = {gap.n}" if gap.n > 1 else "n = 1: no interval"
-    return f"{gap.value:+.2f} points ({interval})"
+    for combination, by_seed in accuracies.items():
+        failed = len(outcomes) // len(accuracies) - len(by_seed)
+        spread = f" ± {stdev(by_seed.values()):.2f}" if len(by_seed) > 1 else ""
+        cells = f"{mean(by_seed.values()):6.2f}{spread} %" if by_seed else "     -"
+        line = f"{combination:{width}}  {cells:16}  n = {len(by_seed)}" + (f" ({failed} failed)" if failed else "")
+        if by_seed is not first and (gap := difference_over_seeds(by_seed, first)):
+            interval = f"{gap.low:+.2f} to {gap.high:+.2f}, n = {gap.n}" if gap.n > 1 else "n = 1: no interval"
+            line += f"  {gap.value:+.2f} points ({interval})"
+        yield line

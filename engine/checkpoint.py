@@ -1,14 +1,13 @@
-"""Durable save, exact restore."""
+"""What a training is at one instant, written so that it survives whatever comes, and brought back exactly."""
 
-import errno
-import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,8 +16,13 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch import nn
 
+from plumage.data.loader import epoch_length
+from plumage.engine.metrics import check_finite, check_weights
 from plumage.errors import UserError
+from plumage.files import written_whole
+from plumage.hardware.device import Machine
 from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class TrainingState:
     """All that training consists of at one instant; what is random or scheduled follows from the iteration.
 
     average: the moving average of ``model``, where there is one; it is then the checkpoint's ``model``.
+    metrics: over the epoch so far. pictures: how many an epoch trains on.
     """
 
     trainer: Engine
@@ -35,17 +40,42 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     metrics: dict[str, Metric]
     classes: list[str]
+    pictures: int
     recipe: Recipe
+    machine: Machine
+
+    @property
+    def iteration(self) -> int:
+        """How many steps are done."""
+        return self.trainer.state.iteration
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def epoch_length(self) -> int:
+        """How many steps an epoch has."""
+        return epoch_length(self.pictures, self.recipe.batch_size)
+
+    def status(self) -> dict[str, str]:
+        """Return what a progress bar shows: the metrics as they were computed last, and the rate."""
+        metrics = {name: f"{value:.3f}" for name, value in self.trainer.state.metrics.items()}
+        return {**metrics, "lr": f"{self.rate:.2g}"}
+
+    def compute_metrics(self) -> None:
+        """Bring trainer.state.metrics up to date. Several processes have to do so at the same time."""
+        self.trainer.state.metrics.update({name: metric.compute() for name, metric in self.metrics.items()})
 
     def content(self, epoch_done: bool) -> dict[str, Any]:
-        """What goes into a checkpoint, copied to the host's memory: training may go on while it is written.
+        """Return what goes into a checkpoint, copied to the host's memory: training may go on while it is written.
 
         epoch_done: the epoch that ends here, if one does, is validated and recorded.
         """
-        online = {"online": self.model.state_dict()} if self.average else {}
         content = {
             "model": (self.average or self.model).state_dict(),
-            **online,
+            **({"online": self.model.state_dict()} if self.average else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": {name: _metric_state(metric) for name, metric in self.metrics.items()},
@@ -57,7 +87,7 @@ class TrainingState:
         return _copy_to_host(content)
 
     def restore(self, content: dict[str, Any]) -> None:
-        """From a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
+        """Take a checkpoint's content, loaded to the device that is trained on: metrics stay where they come from."""
         self.model.load_state_dict(content["online" if self.average else "model"])
         if self.average:
             self.average.load_state_dict(content["model"])
@@ -71,54 +101,72 @@ class TrainingState:
         self.trainer.load_state_dict(content["trainer"])
 
 
-class CheckpointWriter:
-    """Writes in a thread, so that training goes on; one at a time. As a context, it ends when all is written."""
+class Saver(AbstractContextManager["Saver"]):
+    """Saves a training into its run, in a thread, so that it goes on. As a context, ends when all is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: TrainingState, run: RunDir, minutes: float = 10):
+        self.state, self.run, self.minutes = state, run, minutes
+        self._saved = perf_counter()
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         with self._pool:
             self.wait()
 
-    def submit(self, write: Callable[[], None]) -> None:
-        self.wait()
-        self._pending = self._pool.submit(write)
+    def is_due(self) -> bool:
+        """Return whether the last checkpoint is ``minutes`` old."""
+        return perf_counter() - self._saved >= 60 * self.minutes
+
+    def save(self, epoch_done: bool = False, best: bool = False) -> None:
+        """Have last.pt written, and best.pt if ``best``. Raises Diverged, and the error of the write before it."""
+        state = self.state
+        check_finite(state.metrics["loss"].compute(), state.iteration, state.rate)
+        check_weights((state.average or state.model).state_dict(), state.iteration, state.rate)
+        content = state.content(epoch_done)
+        if idist.get_rank() == 0:
+            self.wait()
+            self._pending = self._pool.submit(write_checkpoint, self.run, content, best)
+        self._saved = perf_counter()
 
     def wait(self) -> None:
-        """Until all is written. Raises what went wrong with it, once."""
+        """Wait until all is written. Raises what went wrong with it, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
 
-def save_checkpoint(file: Path, content: dict[str, Any], previous: Path) -> None:
-    """``torch.save`` such that ``file`` is whole at every instant, the old one or the new, also after a power cut.
+def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
+    save_checkpoint(run.last, content, run.previous)
+    if best:
+        copy_checkpoint(run.last, run.best)
 
-    previous: what the old one is kept as.
-    """
-    temporary = file.with_name(file.name + ".tmp")
+
+def save_checkpoint(file: Path, content: dict[str, Any], previous: Path) -> None:
+    """Do ``torch.save`` with ``file`` whole at every instant, even in a power cut; keep the old one as ``previous``."""
     try:
         file.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as handle:
-            torch.save(content, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        if file.exists():
-            copy_checkpoint(file, previous)
-        temporary.replace(file)
-        _sync_folder(file.parent)
+        with written_whole(file, durable=True) as draft:
+            with draft.open("wb") as handle:
+                torch.save(content, handle)
+            if file.exists():
+                copy_checkpoint(file, previous)
     except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{file} could not be saved ({error}); the checkpoint before it is as it was") from error
 
 
+def copy_checkpoint(file: Path, to: Path) -> None:
+    """Make ``to`` what ``file`` is now: a second name of it where the disk knows such, since saves replace files."""
+    with written_whole(to, durable=True) as draft:
+        draft.unlink()
+        try:
+            draft.hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, draft)
+
+
 def is_whole(file: Path) -> bool:
-    """Whether a checkpoint's content is what was written, by the checksums that its zip archive holds."""
+    """Return whether a checkpoint's content is what was written, by the checksums that its zip archive holds."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
@@ -126,34 +174,21 @@ def is_whole(file: Path) -> bool:
         return False
 
 
-def copy_checkpoint(file: Path, to: Path) -> None:
-    """``to`` becomes what ``file`` is now: a second name of it where the disk knows such, since saves replace files."""
-    temporary = to.with_name(to.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, temporary)
-    temporary.replace(to)
-    temporary.unlink(missing_ok=True)  # where both were names of one file already, replace does nothing
-    _sync_folder(to.parent)
-
-
 def _metric_state(metric: Metric) -> dict[str, Any]:
-    """Ignite's own. Of several processes it would gather tensors on GPUs, which each then unpickles on all of these."""
+    """Return Ignite's own, which with several processes would gather tensors on GPUs, and have each unpickle all."""
     if idist.get_world_size() == 1:
         return metric.state_dict()
-    own = {name: getattr(metric, name) for name in metric._state_dict_all_req_keys}
+    own = {name: getattr(metric, name) for name in metric._state_dict_all_req_keys}  # documented for new metrics
     return {"__metric_state_per_rank": idist.all_gather(_copy_to_host(own))}
 
 
 def _load_metric(metric: Metric, saved: dict[str, Any]) -> None:
-    """Where there were other processes, the first takes what all had; the metrics are sums."""
+    """Restore a metric. Where there were other processes, the first takes what all had; the metrics are sums."""
     [(key, states)] = saved.items()
-    processes = idist.get_world_size()
-    if len(states) != processes:
+    world_size = idist.get_world_size()
+    if len(states) != world_size:
         totals = {name: sum(state[name] for state in states) for name in states[0]}
-        states = [totals, *({name: 0 * value for name, value in totals.items()} for _ in range(processes - 1))]
+        states = [totals, *({name: 0 * value for name, value in totals.items()} for _ in range(world_size - 1))]
     metric.load_state_dict({key: states})
 
 
@@ -163,15 +198,3 @@ def _copy_to_host(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy_to_host(item) for key, item in value.items()}
     return [_copy_to_host(item) for item in value] if isinstance(value, list) else value
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks know no such thing
-                raise
-        finally:
-            os.close(handle)

@@ -32,13 +32,13 @@ class DistillationLoss(nn.Module):
     so this is 0 where both agree. T² keeps the gradient's size (Hinton et al. 2015). Computes in float32.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float):
+    def __init__(self, teacher: nn.Module, distillation_temperature: float):
         super().__init__()
         self.teacher = teacher.eval().requires_grad_(False)
-        self.temperature = temperature
+        self.distillation_temperature = distillation_temperature
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
             taught = self.teacher(images)
-        own, given = (functional.log_softmax(z.float() / self.temperature, 1) for z in (logits, taught))
-        return self.temperature**2 * functional.kl_div(own, given, reduction="batchmean", log_target=True)
+        own, given = (functional.log_softmax(z.float() / self.distillation_temperature, 1) for z in (logits, taught))
+        return self.distillation_temperature**2 * functional.kl_div(own, given, reduction="batchmean", log_target=True)

@@ -1,7 +1,7 @@
 """Evaluation: the centre of each picture, once."""
 
 from collections.abc import Callable
-from typing import Any
+from math import ceil
 
 import torch
 from ignite.engine import Engine, Events
@@ -10,19 +10,16 @@ from ignite.metrics.metric import MetricUsage
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plumage.data.loader import Batch, Pictures, eval_batches
 from plumage.engine.metrics import CalibrationError, LogitGap
+from plumage.hardware.device import Machine
+from plumage.hardware.processes import take_buffers
 
 
-def forward(
-    model: nn.Module,
-    transform: Callable[[Tensor], Tensor],
-    autocast: Callable[[], torch.autocast],
-    device: torch.device,
-    stored: Tensor,
-) -> Tensor:
-    """(b, side, side, 3) uint8 → (b, K) float32 logits on the device: what evaluation and prediction have in common."""
-    images = transform(stored.to(device, non_blocking=True))
-    with autocast():
+def forward(model: nn.Module, transform: Callable[[Tensor], Tensor], machine: Machine, stored: Tensor) -> Tensor:
+    """Compute the (b, K) float32 logits of (b, side, side, 3) uint8, on the device: for evaluation and prediction."""
+    images = transform(stored.to(machine.device, non_blocking=True))
+    with machine.autocast():
         return model(images).float()
 
 
@@ -30,24 +27,24 @@ def create_evaluator(
     model: nn.Module,
     criterion: Callable[[Tensor, Tensor], Tensor],
     transform: Callable[[Tensor], Tensor],
-    autocast: Callable[[], torch.autocast],
-    device: torch.device,
+    machine: Machine,
     classes: int,
 ) -> Engine:
-    """An Engine over (iteration, uint8 pictures, labels, …). Its output: float32 logits (b, K), labels, on the device.
+    """Return an Engine over ``Batch``es. Its output: float32 logits (b, K) and labels (b,), on the device.
 
     Its metrics, as fractions and nats: accuracy, top5 (of fewer than five classes, all of them), loss (the criterion's,
     label smoothing included), nll (plain cross-entropy), ece (expected calibration error) and logit_gap (its mean). The
     first of equal logits is the prediction. They are of all processes' pictures; one that has none of a batch keeps in
     step with the others.
     """
+    device = machine.device
 
     @torch.inference_mode()
-    def step(engine: Engine, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        stored, labels = batch[1], batch[2].to(device, non_blocking=True)
+    def step(engine: Engine, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch.labels.to(device, non_blocking=True)
         if not len(labels):
             return torch.empty(0, classes, device=device), labels
-        return forward(model, transform, autocast, device, stored), labels
+        return forward(model, transform, machine, batch.images), labels
 
     evaluator = Engine(step)
     evaluator.add_event_handler(Events.EPOCH_STARTED, lambda: model.eval())
@@ -65,3 +62,9 @@ def create_evaluator(
     for name, metric in metrics.items():
         metric.attach(evaluator, name, usage)
     return evaluator
+
+
+def run_evaluator(evaluator: Engine, pictures: Pictures, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of ``model``, which the evaluator evaluates: with the first process's buffers, for all."""
+    take_buffers(model)
+    return evaluator.run(eval_batches(pictures), epoch_length=ceil(len(pictures.rows) / pictures.batch_size)).metrics

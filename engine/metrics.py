@@ -1,4 +1,6 @@
-"""Metrics that Ignite lacks. They accumulate on the device, which nothing waits for before they are computed."""
+"""Metrics that Ignite lacks, which accumulate on the device and make nothing wait; and whether numbers are numbers."""
+
+import math
 
 import torch
 from ignite.exceptions import NotComputableError
@@ -6,19 +8,22 @@ from ignite.metrics import Loss, Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from torch import Tensor
 
+from plumage.errors import Diverged
+from plumage.hardware.processes import any_process
+
 BINS = 15
 
 
 def logit_gap(logits: Tensor) -> Tensor:
-    """(n, K) → (n,): the largest logit minus the mean of the others (He et al. 2019, figure 4)."""
+    """Return (n,) from (n, K): the largest logit minus the mean of the others (He et al. 2019, figure 4)."""
     largest = logits.amax(1)
     return largest - (logits.sum(1) - largest) / (logits.shape[1] - 1)
 
 
 def calibration_bins(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, K), (n,) → (3, BINS) float32: by bin of confidence, how many predictions, its sum, and how many are right.
+    """Return (3, BINS) float32 by bin of confidence: how many predictions, its sum, and how many are right.
 
-    The bins are of equal width, open below and closed above (Guo et al. 2017).
+    logits: (n, K). labels: (n,). The bins are of equal width, open below and closed above (Guo et al. 2017).
     """
     confidence, predicted = logits.softmax(1).max(1)
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
@@ -36,7 +41,7 @@ class LogitGap(Loss):
 class CalibrationError(Metric):
     """The expected calibration error (Guo et al. 2017), as a fraction, over ``calibration_bins``."""
 
-    _state_dict_all_req_keys = ("_bins",)
+    _state_dict_all_req_keys = ("_bins",)  # as Ignite's guide to new metrics asks
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -52,3 +57,19 @@ class CalibrationError(Metric):
         if not counts.any():
             raise NotComputableError("CalibrationError needs at least one prediction")
         return float((right - confidence).abs().sum() / counts.sum())
+
+
+def check_finite(loss: float, iteration: int, rate: float) -> None:
+    """Raise Diverged where ``loss`` is no number."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the loss is {loss} at iteration {iteration}, at a rate of {rate:.3g}: take a lower --lr or more "
+            "--warmup-epochs, in another --run; what was saved before is as it was"
+        )
+
+
+def check_weights(weights: dict[str, Tensor], iteration: int, rate: float) -> None:
+    """Raise Diverged where a step has ruined ``weights`` that the loss does not show yet."""
+    finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()])  # so that the device is asked once
+    if any_process(not finite.all()):
+        check_finite(math.nan, iteration, rate)

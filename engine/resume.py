@@ -1,68 +1,48 @@
-"""A run's checkpoints: what is written into them while it trains, and what it goes on from."""
+"""What a run goes on from: its last whole checkpoint, and a history that fits it."""
 
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Events
 
-from plumage.engine import handlers
-from plumage.engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from plumage.engine.checkpoint import TrainingState, copy_checkpoint, is_whole
 from plumage.errors import UserError
 from plumage.hardware import processes
 from plumage.models.weights import load_file
 from plumage.recipe import Recipe
-from plumage.rundir.folder import RunDir, best_of, is_over
+from plumage.rundir.folder import RunDir
+from plumage.rundir.history import History
 
 log = logging.getLogger("plumage")
 
 
-def save_state(state: TrainingState, run: RunDir, writer: CheckpointWriter, epoch_done: bool = False) -> None:
-    """Have a checkpoint written, which is the best one too where the epoch that ends here is. Raises Diverged."""
-    handlers.check_finite(state.metrics["loss"].compute(), state.trainer, state.optimizer)
-    handlers.check_weights((state.average or state.model).state_dict(), state.trainer, state.optimizer)
-    content = state.content(epoch_done)
-    if idist.get_rank() == 0:
-        best = epoch_done and run.best_epoch["epoch"] == state.trainer.state.epoch
-        writer.submit(partial(write_checkpoint, run, content, best))
-
-
-def write_checkpoint(run: RunDir, content: dict[str, Any], best: bool) -> None:
-    save_checkpoint(run.last, content, run.previous)
-    if best:
-        copy_checkpoint(run.last, run.best)
-
-
-def resume(state: TrainingState, run: RunDir, device: torch.device) -> None:
-    """Bring ``state`` to the last whole checkpoint, if there is one, and the run's other files with it."""
-    first, trainer = idist.get_rank() == 0, state.trainer
+def restore(state: TrainingState, run: RunDir, history: History) -> bool:
+    """Bring ``state`` and the run's files to its last whole checkpoint. Return whether an epoch's end is still due."""
+    writes = idist.get_rank() == 0
     file = processes.from_first("a look at the checkpoints", partial(last_whole, run))
     if file is None:
-        if first:
-            run.keep_history(0)
-        return
-    saved, done = processes.in_turns("the last checkpoint", lambda: restore(state, run, file, device))
-    processes.must_agree(
-        f"{trainer.state.iteration}", f"{file}: not the same on each host; the run has to be on a disk that they share"
-    )
-    epochs, inside = divmod(trainer.state.iteration, saved)
-    unrecorded = not inside and not done
-    if first:
+        if writes:
+            history.keep(0)
+        return False
+    epoch_length, recorded = processes.in_turns("the last checkpoint", lambda: load_state(state, run, file))
+    problem = f"{file}: not the same on each host; the run has to be on a disk that they share"
+    processes.must_agree(str(state.iteration), problem)
+    epochs, inside = divmod(state.iteration, epoch_length)
+    unrecorded = not inside and not recorded
+    if writes:
         if file != run.last:  # else the next save would keep the damaged one as the one before it
             copy_checkpoint(file, run.last)
-        run.keep_history(epochs - unrecorded)
-    log.info(f"{run.path}: going on after iteration {trainer.state.iteration}")
-    if unrecorded:  # it was stopped between an epoch's last step and its row in the history
-        trainer.fire_event(Events.EPOCH_COMPLETED)
-    elif first and not inside and run.best_epoch["epoch"] == epochs:  # or perhaps between last.pt and best.pt
-        copy_checkpoint(file, run.best)
+        history.keep(epochs - unrecorded)
+        if not inside and recorded and history.best["epoch"] == epochs:  # killed perhaps between last.pt and best.pt
+            copy_checkpoint(file, run.best)
+    log.info(f"{run.path}: going on after iteration {state.iteration}")
+    return unrecorded
 
 
 def last_whole(run: RunDir) -> Path | None:
-    """The checkpoint to go on from. Raises UserError where the run has lost what it had."""
+    """Return the checkpoint to go on from. Raises UserError where the run has lost what it had."""
     saved = [file for file in (run.last, run.previous) if file.exists()]
     if not saved:
         if run.best.exists():
@@ -74,9 +54,9 @@ def last_whole(run: RunDir) -> Path | None:
     return file
 
 
-def restore(state: TrainingState, run: RunDir, file: Path, device: torch.device) -> tuple[int, bool]:
-    """``state`` as it was; and how long an epoch is, and whether the one that ended there was recorded."""
-    content = load_file(file, device)
+def load_state(state: TrainingState, run: RunDir, file: Path) -> tuple[int, bool]:
+    """Load ``file`` into ``state``. Returns how long an epoch is, and whether the one that ended there was recorded."""
+    content = load_file(file, state.machine.device)
     if content.get("classes") != state.classes:
         raise UserError(f"{file} is of other classes than {run.path / 'classes.json'}; start another --run")
     try:
@@ -89,18 +69,16 @@ def restore(state: TrainingState, run: RunDir, file: Path, device: torch.device)
 
 
 def is_finished(recipe: Recipe, run: RunDir) -> bool:
-    """Whether nothing is left to train in ``run``, known without a picture or a network.
-
-    The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
-    """
-    if not run.holds_run or run.recipe != recipe or not is_over(rows := run.history, recipe):
+    """Return whether nothing is left to train in ``run``, known without a picture or a network."""
+    if not run.holds_run or run.recipe != recipe or not (history := run.history).is_over(recipe):
         return False
-    whole = saved_iteration(run.best) == best_of(rows)["iteration"]
-    return whole and (not run.last.exists() or saved_iteration(run.last) == rows[-1]["iteration"])
+    # The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
+    whole = saved_iteration(run.best) == history.best["iteration"]
+    return whole and (not run.last.exists() or saved_iteration(run.last) == history[-1]["iteration"])
 
 
 def saved_iteration(checkpoint: Path) -> int | None:
-    """After which iteration it was saved; None where it cannot be read."""
+    """Return after which iteration a checkpoint was saved; None where it cannot be read."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(content["trainer"]["iteration"])

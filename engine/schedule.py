@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(iteration: int, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
-    """The rate of 0-based ``iteration`` of ``total``, the first ``warmup`` of them linear warm-up (Goyal et al. 2017).
+    """Return the rate of 0-based ``iteration`` of ``total``, the first ``warmup`` linear warm-up (Goyal et al. 2017).
 
     cosine (Loshchilov & Hutter 2017; He et al. 2019, eq. 1): ½(1 + cos(πt/T))·peak, with t and T counted after warm-up.
     step: a tenth after each quarter of T. constant: ``peak``.

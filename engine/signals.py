@@ -1,7 +1,4 @@
-"""SIGTERM, SIGINT, and SIGUSR1, which SLURM can send ahead of them.
-
-They end a command at once where nothing is lost by it, else at the next point where the state can be saved.
-"""
+"""SIGTERM, SIGINT and SLURM's SIGUSR1: they end a command at once or, where that loses something, once it is saved."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +9,7 @@ from plumage.errors import Stopped
 
 
 class StopSignals:
-    """A stop signal raises Stopped at once; while ``deferred``, the first one only sets ``received``."""
+    """Raises Stopped at once when a stop signal comes; while ``deferred``, the first one only sets ``received``."""
 
     def __init__(self) -> None:
         self.received: int | None = None

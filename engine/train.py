@@ -1,30 +1,27 @@
 """train(recipe, run): the pieces put together, in the order of a method section."""
 
-import hashlib
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from math import ceil
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
-from torch import nn
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
 
 from plumage.data.augment import Transform
-from plumage.data.dataset import Dataset, prepare, recall
 from plumage.data.feed import reader
-from plumage.data.loader import epoch_length, eval_batches, train_batches
-from plumage.data.samples import Samples
-from plumage.data.sources import list_samples, locate
-from plumage.data.split import write_split
-from plumage.data.store import Cache, write_skipped
-from plumage.engine import handlers
-from plumage.engine.checkpoint import CheckpointWriter, TrainingState
+from plumage.data.loader import Pictures, epoch_length, train_batches
+from plumage.data.store import Cache
+from plumage.engine import handlers, prepare
+from plumage.engine.checkpoint import Saver, TrainingState
 from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
-from plumage.engine.evaluator import create_evaluator
-from plumage.engine.resume import is_finished, resume, save_state
+from plumage.engine.evaluator import create_evaluator, run_evaluator
+from plumage.engine.metrics import check_finite
+from plumage.engine.resume import is_finished, restore
 from plumage.engine.schedule import learning_rate
 from plumage.engine.signals import StopSignals
 from plumage.engine.trainer import attach_training_metrics, create_trainer
@@ -32,10 +29,14 @@ from plumage.errors import UserError
 from plumage.hardware import processes
 from plumage.hardware.device import Machine
 from plumage.models.batchnorm import synchronise
-from plumage.models.resnet import build_model, parameter_groups
-from plumage.models.weights import Weights, load_pretrained, pretrained_weights, trained_model
+from plumage.models.resnet import parameter_groups
+from plumage.models.weights import Weights
 from plumage.recipe import Recipe
-from plumage.rundir.folder import RunDir, stopped_early, weights_file
+from plumage.rundir.folder import RunDir
+from plumage.rundir.history import History
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("plumage")
 
@@ -58,43 +59,33 @@ def train(
     if finished:
         log.info(f"{run.path}: finished; nothing is left to do")
         return False
-    gather = partial(prepare_all, recipe, run, begun, cache)
+    gather = partial(prepare.gather, recipe, run, begun, cache)
     dataset, teacher, pretrained = processes.in_turns("the pictures and weights", gather)
-    check_alike(dataset, machine)
-    classes, part = dataset.samples.classes, (idist.get_rank(), idist.get_world_size())
+    prepare.check_alike(dataset, machine)
+
+    rank, world_size = idist.get_rank(), idist.get_world_size()
     read = reader(dataset.store, machine.device)
-    (train_rows, train_labels), (val_rows, val_labels) = dataset.pictures("train"), dataset.pictures("val")
-    steps = epoch_length(len(train_rows), recipe.batch_size)
+    training, validation = (
+        Pictures(read, *dataset.pictures(side), recipe.batch_size, rank, world_size) for side in ("train", "val")
+    )
+    state, evaluator = build(recipe, machine, dataset.samples.classes, len(training.rows), pretrained, teacher)
+    validate = partial(run_evaluator, evaluator, validation, state.average or state.model)
+    if rank == 0 and not begun:
+        prepare.begin(run, recipe, dataset, machine)
 
-    state, evaluator = build(recipe, machine, classes, steps, pretrained, teacher)
-    trainer, writer = state.trainer, CheckpointWriter()
-
-    def validate() -> dict[str, float]:
-        processes.take_buffers(state.average or state.model)
-        batches = eval_batches(read, val_rows, val_labels, recipe.batch_size, part)
-        return evaluator.run(batches, epoch_length=ceil(len(val_rows) / recipe.batch_size)).metrics
-
-    logs = attach_handlers(
-        state, evaluator, validate, len(train_rows), run, machine.look_every, signals, writer, checkpoint_minutes,
-        tensorboard,
-    )  # fmt: skip
-    if part[0] == 0 and not begun:
-        begin(run, recipe, dataset, machine)
-    with signals.deferred(), writer, logs:
-        resume(state, run, machine.device)
-        early = processes.first_says(lambda: stopped_early(run.history, recipe.early_stopping))
-        if trainer.state.epoch < recipe.epochs and not early:
-            batches = train_batches(
-                read, train_rows, train_labels, recipe.batch_size, recipe.seed, trainer.state.iteration,
-                part, with_neighbour=recipe.mixup > 0,
-            )  # fmt: skip
-            try:
-                trainer.run(batches, max_epochs=recipe.epochs, epoch_length=steps)
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"--batch-size {recipe.batch_size}: {machine.device} has too little memory; in another --run, take "
-                    f"--accumulate {2 * recipe.accumulate}, which computes each batch in parts, or a smaller batch"
-                ) from error
+    with signals.deferred(), Saver(state, run, checkpoint_minutes) as saver:
+        history = run.history
+        unrecorded = restore(state, run, history)
+        with handlers.open_log(run.path, state.iteration) if tensorboard and rank == 0 else nullcontext() as writer:
+            attach_before_step(state)
+            attach_after_step(state, evaluator, saver, signals, writer)
+            attach_at_epoch_end(state, validate, saver, history, writer)
+            for engine, label, show in ((state.trainer, "training", state.status), (evaluator, "validating", dict)):
+                handlers.attach_progress(engine, label, recipe.batch_size, machine.look_every, show)
+            if unrecorded:  # it was stopped between an epoch's last step and its row in the history
+                state.trainer.fire_event(Events.EPOCH_COMPLETED)
+            if state.trainer.state.epoch < recipe.epochs and not ends_early(history, recipe):
+                run_trainer(state, training)
     return True
 
 
@@ -102,168 +93,134 @@ def build(
     recipe: Recipe,
     machine: Machine,
     classes: list[str],
-    steps: int,
+    pictures: int,
     pretrained: Weights | None,
     teacher: nn.Module | None,
 ) -> tuple[TrainingState, Engine]:
-    """What is trained, as it begins, with the engine that trains it; and the engine that evaluates it.
-
-    steps: how many an epoch has.
-    """
+    """Build what is trained, as it begins, on ``pictures`` an epoch; and the engine that evaluates it."""
     device = machine.device
-    model = initial_model(recipe, pretrained, classes).to(device)
+    model = prepare.initial_model(recipe, pretrained, classes).to(device)
     if recipe.sync_bn and idist.get_world_size() > 1:
         model = synchronise(model, device)
     network = processes.wrap_ddp(model, device, recipe.freeze_backbone_epochs > 0)
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     distillation = DistillationLoss(teacher.to(device), recipe.temperature) if teacher else None
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, recipe.weight_decay, recipe.bias_decay, recipe.head_lr_multiplier),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        fused=device.type != "mps",
-    )
-    if recipe.momentum:  # a first step that the scaler skips would leave the fused optimizer's as memory happened to be
+
+    def loss(logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        own: Tensor = criterion(logits, targets)
+        return own + distillation(logits, images) if distillation else own
+
+    momentum = recipe.momentum
+    groups = parameter_groups(model, recipe.weight_decay, recipe.bias_decay, recipe.head_lr_multiplier)
+    optimizer = torch.optim.SGD(groups, recipe.lr, momentum, nesterov=momentum > 0, fused=device.type != "mps")
+    if momentum:  # a first step that the scaler skips would leave the fused optimizer's as memory happened to be
         for parameter in model.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
     view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
 
-    trainer = create_trainer(
-        network, optimizer, criterion, view.random, machine.autocast, scaler, device,
-        distillation=distillation, accumulate=recipe.accumulate, clip_grad_norm=recipe.clip_grad_norm,
-    )  # fmt: skip
+    trainer = create_trainer(network, optimizer, scaler, loss, view.random, machine, recipe)
     average = handlers.attach_ema(trainer, model, recipe.ema) if recipe.ema else None
-    evaluator = create_evaluator(average or network, criterion, view.center, machine.autocast, device, len(classes))
-    metrics = attach_training_metrics(trainer, steps, device)
-    for module in (network, average, teacher) if machine.compile else ():
-        if module is not None:
-            module.compile()
-    return TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, recipe), evaluator
+    evaluator = create_evaluator(average or network, criterion, view.center, machine, len(classes))
+    metrics = attach_training_metrics(trainer, epoch_length(pictures, recipe.batch_size), device)
+    for module in filter(None, (network, average, teacher) if machine.compile else ()):
+        module.compile()
+    state = TrainingState(trainer, model, average, optimizer, scaler, metrics, classes, pictures, recipe, machine)
+    return state, evaluator
 
 
-def attach_handlers(
-    state: TrainingState,
-    evaluator: Engine,
-    validate: Callable[[], dict[str, float]],
-    pictures: int,
-    run: RunDir,
-    look_every: int,
-    signals: StopSignals,
-    writer: CheckpointWriter,
-    checkpoint_minutes: float,
-    tensorboard: bool = False,
-) -> AbstractContextManager[object]:
-    """All that happens beside the steps, in its order: what is recorded has been checked, what is saved is recorded.
-
-    pictures: how many an epoch trains on. What is returned closes the logs.
-    """
-    recipe, trainer, optimizer, metrics = state.recipe, state.trainer, state.optimizer, state.metrics
-    steps = epoch_length(pictures, recipe.batch_size)
-    rate = partial(
-        learning_rate,
-        total=recipe.epochs * steps,
-        warmup=round(recipe.warmup_epochs * steps),
-        peak=recipe.lr,
-        schedule=recipe.schedule,
-    )
-    save = partial(save_state, state, run, writer)
-
-    handlers.attach_learning_rate(trainer, optimizer, rate)
+def attach_before_step(state: TrainingState) -> None:
+    """Attach what comes before a step: its learning rate, and which layers learn."""
+    trainer, recipe = state.trainer, state.recipe
+    total, warmup = recipe.epochs * state.epoch_length, round(recipe.warmup_epochs * state.epoch_length)
+    rate = partial(learning_rate, total=total, warmup=warmup, peak=recipe.lr, schedule=recipe.schedule)
+    handlers.attach_learning_rate(trainer, state.optimizer, rate)
     if recipe.freeze_backbone_epochs:
         handlers.attach_freezing(trainer, state.model, state.model.get_submodule("fc"), recipe.freeze_backbone_epochs)
-    handlers.attach_look(trainer, metrics, look_every)
-    handlers.attach_divergence_guard(trainer, optimizer, look_every)
-    status = partial(handlers.status, trainer, optimizer)
-    handlers.attach_progress(trainer, "training", recipe.batch_size, look_every, status)
-    handlers.attach_progress(evaluator, "validating", recipe.batch_size, look_every)
-    handlers.attach_history(trainer, validate, optimizer, pictures, run)
-    every = 1 if idist.get_world_size() == 1 else look_every
-    handlers.attach_checkpoints(trainer, save, checkpoint_minutes, every)
-    logs: AbstractContextManager[object] = nullcontext()
-    if idist.get_rank() == 0:
-        handlers.attach_epoch_line(trainer, run)
-        logs = handlers.attach_tensorboard(trainer, optimizer, look_every, run) if tensorboard else logs
-    handlers.attach_early_stopping(trainer, recipe.early_stopping, run)
-    for engine in (trainer, evaluator):
-        handlers.attach_stop(engine, signals, save, every)
-    return logs
 
 
-def prepare_all(
-    recipe: Recipe, run: RunDir, begun: bool, cache: Cache
-) -> tuple[Dataset, nn.Module | None, Weights | None]:
-    """The pictures, the teacher and the weights to start from. All that needs no decoded picture comes first."""
-    samples = None if begun else list_samples(locate(recipe.data, cache))
-    classes = samples.classes if samples else run.classes
-    teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
-    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
-    return dataset, teacher, pretrained
+def attach_after_step(
+    state: TrainingState, evaluator: Engine, saver: Saver, signals: StopSignals, writer: "SummaryWriter | None" = None
+) -> None:
+    """Attach what follows a step of training, in this order, and of validation."""
+    trainer, every = state.trainer, state.machine.look_every
+    alone = idist.get_world_size() == 1  # several processes wait for each other where they agree on something
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def after_step() -> None:
+        looks = state.iteration % every == 0
+        if looks:
+            state.compute_metrics()
+            check_finite(trainer.state.metrics["loss"], state.iteration, state.rate)
+        if looks and writer:
+            output: Any = trainer.state.output
+            handlers.log_scalars(writer, "step", {"loss": output["loss"], "lr": state.rate}, state.iteration)
+        if looks or alone:
+            if processes.first_says(saver.is_due):
+                saver.save()
+            handlers.stop_if_signalled(signals, saver.save)
+
+    @evaluator.on(Events.ITERATION_COMPLETED(every=1 if alone else every))
+    def after_validation_step() -> None:
+        handlers.stop_if_signalled(signals, saver.save)
 
 
-def check_alike(dataset: Dataset, machine: Machine) -> None:
-    """Raises UserError where the hosts of several processes differ in what would make them train different things."""
-    if idist.get_world_size() == 1:
-        return
-    samples = dataset.samples
-    assert samples.split is not None
-    listed = repr([*zip(samples.paths, samples.labels.tolist(), samples.split.tolist(), strict=True)])
-    seen = hashlib.blake2b(listed.encode(errors="surrogateescape"), digest_size=16)
-    seen.update(dataset.store.digests[dataset.rows].tobytes())
-    processes.must_agree(seen.hexdigest(), f"--data {samples.root}: not the same pictures on each host")
-    computes = f"{machine.device.type} {machine.precision}"
-    processes.must_agree(computes, "--precision: auto is not the same on each host; give --device and --precision")
+def attach_at_epoch_end(
+    state: TrainingState,
+    validate: Callable[[], dict[str, float]],
+    saver: Saver,
+    history: History,
+    writer: "SummaryWriter | None" = None,
+) -> None:
+    """Attach what ends an epoch, in this order: what is recorded has been checked, what is saved is recorded.
+
+    A row's seconds cover training and validation, its images_per_second training alone.
+    """
+    trainer, recipe, writes = state.trainer, state.recipe, idist.get_rank() == 0
+    begun, start = perf_counter(), None  # where an epoch's end alone is made up for, its speed is not known
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def start_clock() -> None:
+        nonlocal begun, start
+        begun, start = perf_counter(), state.iteration
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def at_epoch_end() -> None:
+        state.compute_metrics()
+        check_finite(trainer.state.metrics["loss"], state.iteration, state.rate)
+        trained = perf_counter() - begun  # the metrics are computed, so the device has finished
+        validated = validate()
+        check_finite(validated["nll"], state.iteration, state.rate)
+        row = {"epoch": trainer.state.epoch, "iteration": state.iteration, "lr": state.rate}
+        row |= {f"train_{name}": trainer.state.metrics[name] for name in ("loss", "accuracy")}
+        row |= {f"val_{name}": validated[name] for name in ("loss", "accuracy", "top5", "nll")}
+        done = 0 if start is None else state.pictures * (state.iteration - start) / state.epoch_length
+        row |= {"seconds": round(perf_counter() - begun, 3), "images_per_second": round(done / trained, 1)}
+        if writes:
+            history.add(row)
+        best = writes and history.best is row
+        saver.save(epoch_done=True, best=best)
+        if writes:
+            print(handlers.epoch_line(row, recipe.epochs, best), flush=True)
+        if writer:
+            handlers.log_scalars(writer, "epoch", row, state.iteration)
+        if ends_early(history, recipe):
+            log.info(f"stopping early: {recipe.early_stopping} epochs were no better than the best")
+            trainer.terminate()
 
 
-def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
-    file = weights_file(recipe.teacher)
-    return None if recipe.teacher == "none" else trained_model(file, f"--teacher {file}", classes)
+def ends_early(history: History, recipe: Recipe) -> bool:
+    return processes.first_says(lambda: history.stopped_early(recipe.early_stopping))
 
 
-def load_weights(recipe: Recipe, run: RunDir) -> Weights | None:
-    """What a run starts from that has not begun and is not trained from scratch."""
-    needed = recipe.weights != "none" and not run.last.exists()
-    return pretrained_weights(recipe.model, weights_file(recipe.weights)) if needed else None
-
-
-def initial_model(recipe: Recipe, pretrained: Weights | None, classes: list[str]) -> nn.Module:
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(classes), recipe.zero_gamma)
-    if pretrained is not None:
-        same = load_pretrained(model, pretrained, classes)
-        log.info(f"{pretrained.source}: the head is {'taken over' if same else f'new, for {len(classes)} classes'}")
-    return model
-
-
-def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
-    """The pictures of a new run, split. Raises UserError where the recipe does not go with them."""
-    dataset = prepare(samples, recipe.resize, recipe.val_fraction, recipe.seed, cache)
-    classes, train, val = (
-        len(part) for part in (dataset.samples.classes, dataset.indices("train"), dataset.indices("val"))
-    )
-    if recipe.smoothing > (most := (classes - 1) / classes):
+def run_trainer(state: TrainingState, pictures: Pictures) -> None:
+    """Train from where ``state`` is to the end. Raises UserError where the device has too little memory."""
+    recipe, device = state.recipe, state.machine.device
+    batches = train_batches(pictures, recipe.seed, state.iteration, with_neighbour=recipe.mixup > 0)
+    try:
+        state.trainer.run(batches, max_epochs=recipe.epochs, epoch_length=state.epoch_length)
+    except torch.OutOfMemoryError as error:
         raise UserError(
-            f"--smoothing {recipe.smoothing}: with {classes} classes at most {most:.3g}, the uniform target"
-        )
-    log.info(f"{classes} classes, {train} training and {val} validation pictures")
-    if recipe.batch_size > train:
-        log.warning(f"--batch-size {recipe.batch_size}: each step takes the {train} training pictures that there are")
-    if (idle := idist.get_world_size() - recipe.batch_size // 2) > 0:
-        log.warning(
-            f"--batch-size {recipe.batch_size}: {idle} processes have nothing to do, since each needs two pictures"
-        )
-    return dataset
-
-
-def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
-    """The run directory, with all that is known before training."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_split(run.split, dataset.samples)
-    write_skipped(run.skipped, dataset.store.skipped)
-    run.describe(recipe, dataset.samples.classes, machine)
-
-
-def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
-    """The pictures of a run that has begun, split as they were."""
-    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
+            f"--batch-size {recipe.batch_size}: {device} has too little memory; in another --run, take "
+            f"--accumulate {2 * recipe.accumulate}, which computes each batch in parts, or a smaller batch"
+        ) from error

@@ -1,7 +1,4 @@
-"""Several processes as one training: how they meet, agree, take turns and end. One alone waits for nobody.
-
-torchrun starts them; Ignite and torch's DistributedDataParallel do the rest.
-"""
+"""Several processes as torchrun starts them: how they meet, agree, take turns and end. One alone waits for nobody."""
 
 import json
 import logging
@@ -34,10 +31,10 @@ PREPARATION = timedelta(hours=4)  # how long they may wait for one that download
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[bool]:
-    """In a process that torchrun has started: together with the others, over nccl on GPUs, else over gloo.
+    """Meet the other processes that torchrun has started, over nccl on GPUs, else over gloo.
 
-    Gives whether this one is the first, which alone writes and speaks. What ends all of them alike it alone reports;
-    what ends another by itself is reported with its number.
+    Gives whether this process is the first, which alone writes and speaks. It alone reports what ends
+    all of them alike; what ends another by itself is reported with its rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
@@ -67,10 +64,7 @@ def joined(device: torch.device) -> Iterator[bool]:
 
 
 def _meet(rank: int, device: torch.device) -> None:
-    """What idist.initialize does, under a name that is this attempt's own.
-
-    Else processes that are started again would find the addresses of the dead in the store.
-    """
+    """Do what idist.initialize does, under this attempt's own name: else the store would give addresses of the dead."""
     world, store = int(os.environ["WORLD_SIZE"]), _store(master=rank == 0)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -81,7 +75,7 @@ def _meet(rank: int, device: torch.device) -> None:
 
 
 def _name_of_attempt(store: Any, rank: int, world: int) -> str:
-    """Made up by the first process. That it is no earlier attempt's, the others know once that one answers them.
+    """Agree on a name that the first process makes up. The others know it is no earlier attempt's once it answers them.
 
     torchrun's own count of restarts will not do: one host may count what is a change of members to another.
     """
@@ -101,7 +95,7 @@ def _name_of_attempt(store: Any, rank: int, world: int) -> str:
 
 
 def _store(master: bool = False) -> Any:
-    """torchrun's own, where it keeps one."""
+    """Connect to torchrun's own store, where it keeps one."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return distributed.TCPStore(address, port, is_master=master and not _store_is_kept(), timeout=STEP)  # type: ignore[attr-defined]
 
@@ -111,24 +105,24 @@ def _store_is_kept() -> bool:
 
 
 def any_process(number: int) -> int:
-    """The largest that any process gives."""
+    """Return the largest ``number`` that any process gives."""
     return int(idist.all_reduce(int(number), "MAX"))
 
 
 def first_says(condition: Callable[[], bool]) -> bool:
-    """What the first process finds ``condition`` to be."""
+    """Return what the first process finds ``condition`` to be. One process alone asks nobody."""
     return bool(any_process(idist.get_rank() == 0 and condition()))
 
 
 def from_first(what: str, work: Callable[[], T]) -> T:
-    """What ``work()`` returns in the first process, for all. Its UserError ends all."""
+    """Return what ``work()`` returns in the first process, in all. Its UserError ends all."""
     if idist.get_world_size() == 1:
         return work()
     return _exchange(what, work if idist.get_rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 def in_turns(what: str, work: Callable[[], T]) -> T:
-    """``work()`` in the first process, then in the first of each other host, then in the rest, which find it done.
+    """Do ``work()`` in the first process, then in the first of each other host, then in the rest, which find it done.
 
     So what goes to a disk is made once, or once on each host where they share none. A UserError of one ends all.
     """
@@ -148,7 +142,7 @@ def must_agree(value: str, problem: str) -> None:
 
 
 def wrap_ddp(model: nn.Module, device: torch.device, freezes: bool) -> nn.Module:
-    """``model`` as it is trained together: gradients are the processes' mean, sent while others are still computed.
+    """Wrap ``model`` to be trained together: gradients are the processes' mean, sent while others are still computed.
 
     freezes: not every step gives each parameter a gradient. Buffers, such as BatchNorm's statistics, stay each
     process's own; the first one's are saved, and evaluated by all.
@@ -162,16 +156,13 @@ def wrap_ddp(model: nn.Module, device: torch.device, freezes: bool) -> nn.Module
 
 
 def take_buffers(model: nn.Module) -> None:
-    """Those of the first process."""
+    """Take the buffers that ``model`` has in the first process."""
     for buffer in model.buffers() if idist.get_world_size() > 1 else ():
         distributed.broadcast(buffer, 0)
 
 
 class Memory:
-    """What this job's earlier attempts have left for the one that torchrun has started again: their run's folder.
-
-    It is kept by torchrun's own store, which outlives them. Without torchrun there is none.
-    """
+    """The run's folder for this job's next attempt, kept by torchrun's store, which outlives this one; else None."""
 
     KEY = "plumage/run"
 
@@ -191,7 +182,7 @@ class Memory:
 
 
 def _exchange(what: str, work: Callable[[], T] | None) -> list[T | None]:
-    """What ``work()`` returns in each process that has some, for all. What one raises as UserError ends all."""
+    """Return what ``work()`` returns in each process that has some, in all. What one raises as UserError ends all."""
     group, value, problem = _patient_group(), None, ""
     try:
         value = work() if work else None
@@ -209,7 +200,7 @@ def _exchange(what: str, work: Callable[[], T] | None) -> list[T | None]:
 
 @cache
 def _patient_group() -> Any:
-    """All processes, who may wait for each other as long as a preparation takes.
+    """Return the group of all processes that waits as long as a preparation takes.
 
     Made once and kept: torch 2.6 hung where a group was let go right after an exchange, waiting, with the interpreter
     locked, for a thread of its own that needed the interpreter.
@@ -218,7 +209,7 @@ def _patient_group() -> Any:
 
 
 def _end_alike(problem: str) -> None:
-    """The first process tells."""
+    """End every process with the same ``problem``, of which the first one tells."""
     if idist.get_rank() == 0:
         raise UserError(problem)
     raise SystemExit(UserError.exit_code)

@@ -7,11 +7,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 from ignite.engine import Engine
+from ignite.metrics import Average
 
 import plumage.engine.checkpoint
-from plumage.engine.checkpoint import CheckpointWriter, TrainingState, copy_checkpoint, is_whole, save_checkpoint
+from plumage.engine.checkpoint import Saver, TrainingState, copy_checkpoint, is_whole, save_checkpoint
 from plumage.errors import UserError
+from plumage.hardware.device import Machine
 from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir
 
 
 def load(file):
@@ -56,7 +59,7 @@ def test_at_every_instant_there_is_a_whole_checkpoint_and_each_name_is_on_the_di
     monkeypatch.setattr(os, "fsync", watched(synced, os.fsync))
     monkeypatch.setattr(type(file), "replace", watched(lambda path, target: target.name, type(file).replace))
     save(file, {"value": 3})
-    assert done == ["sync file", "previous.pt", "sync folder", "last.pt", "sync folder"]
+    assert done == ["sync file", "previous.pt", "sync folder", "sync file", "last.pt", "sync folder"]
     assert (load(file)["value"], load(previous)["value"]) == (3, 2)
 
 
@@ -124,34 +127,48 @@ def test_damage_of_the_content_is_noticed(tmp_path, damage):
     assert is_whole(file) == (damage == "none")
 
 
-def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tmp_path):
+def state_of(model, average, optimizer, scaler):
+    trainer, machine = Engine(lambda *_: None), Machine(torch.device("cpu"), "fp32", compile=False)
+    metrics = {"loss": Average()}
+    return TrainingState(trainer, model, average, optimizer, scaler, metrics, ["a", "b"], 4, Recipe(), machine)
+
+
+def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    state = TrainingState(Engine(lambda *_: None), model, None, optimizer, scaler, {}, ["a", "b"], Recipe())
+    state = state_of(model, None, optimizer, scaler)
     content = state.content(epoch_done=False)
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
     assert torch.equal(content["model"]["weight"], before)
 
-    def fail():
+    state.metrics["loss"].update(1.0)
+    gone_on, written = threading.Event(), []
+
+    def wait(run, content, best):
+        written.append((gone_on.wait(20), content["epoch_done"], best))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plumage.engine.checkpoint, "write_checkpoint", wait)
+        with Saver(state, RunDir(tmp_path)) as saver:
+            saver.save(epoch_done=True, best=True)
+            gone_on.set()
+        assert written == [(True, True, True)]
+
+    def fail(run, content, best):
         raise UserError("the disk is full")
 
-    def write(then):
-        with CheckpointWriter() as writer:
-            writer.submit(fail)
-            then(writer)
+    def save_and(then):
+        with Saver(state, RunDir(tmp_path)) as saver:
+            saver.save()
+            then(saver)
 
-    gone_on, found = threading.Event(), []
-    with CheckpointWriter() as writer:
-        writer.submit(lambda: found.append(gone_on.wait(20)))
-        gone_on.set()
-    assert found == [True]
-
-    for then in (lambda writer: writer.submit(list), lambda writer: writer.wait(), lambda writer: None):
+    monkeypatch.setattr(plumage.engine.checkpoint, "write_checkpoint", fail)
+    for then in (lambda saver: saver.save(), lambda saver: saver.wait(), lambda saver: None):
         with pytest.raises(UserError, match="full"):
-            write(then)
+            save_and(then)
 
 
 def test_all_that_training_consists_of_is_restored(tmp_path):
@@ -160,13 +177,13 @@ def test_all_that_training_consists_of_is_restored(tmp_path):
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
-        trainer = Engine(lambda *_: None)
-        return TrainingState(trainer, model, torch.nn.Linear(2, 2), optimizer, scaler, {}, ["a", "b"], Recipe())
+        return state_of(model, torch.nn.Linear(2, 2), optimizer, scaler)
 
     one, other = make(1, fused=False), make(2, fused=True)
     one.scaler.scale(one.model(torch.ones(1, 2)).sum()).backward()
     one.scaler.step(one.optimizer)
     one.scaler.update(3.0)  # as after an overflow
+    one.metrics["loss"].update(1.0)
     one.trainer.run([0, 0], max_epochs=3)
     save(tmp_path / "last.pt", one.content(epoch_done=True))
     other.restore(load(tmp_path / "last.pt"))

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import OPTIONS, StopAt, flat
 from torch import nn
+from torch.nn import functional
 
 import plumage.engine.train
 import plumage.models.weights
 from plumage import main
 from plumage.data.augment import Transform
 from plumage.data.feed import reader
-from plumage.data.loader import eval_batches, train_batches
-from plumage.data.share import share_of
+from plumage.data.loader import Pictures, eval_batches, shard_of, train_batches
 from plumage.data.store import Cache, Store
 from plumage.engine.evaluator import create_evaluator
 from plumage.engine.handlers import attach_ema
@@ -39,6 +39,7 @@ from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
 CPU = torch.device("cpu")
+MACHINE = Machine(CPU, "fp32", compile=False)
 
 
 # --- which pictures are whose ------------------------------------------------------------------------------------
@@ -46,9 +47,9 @@ CPU = torch.device("cpu")
 
 @given(st.integers(1, 200), st.integers(1, 9))
 def test_a_batch_is_shared_in_order_evenly_and_in_no_ones(pictures, world_size):
-    shares = [share_of(pictures, rank, world_size).places for rank in range(world_size)]
-    assert np.concatenate(shares).tolist() == list(range(pictures))
-    sizes = [len(share) for share in shares]
+    shards = [shard_of(pictures, rank, world_size).places for rank in range(world_size)]
+    assert np.concatenate(shards).tolist() == list(range(pictures))
+    sizes = [len(shard) for shard in shards]
     assert pictures == 1 or 1 not in sizes
     assert sizes[0] > 0
     if pictures >= 2 * world_size:
@@ -56,9 +57,9 @@ def test_a_batch_is_shared_in_order_evenly_and_in_no_ones(pictures, world_size):
 
 
 @given(st.integers(1, 200), st.integers(2, 9))
-def test_with_its_neighbour_a_share_begins_one_place_earlier(pictures, world_size):
+def test_with_its_neighbour_a_shard_begins_one_place_earlier(pictures, world_size):
     for rank in range(world_size):
-        plain, led = (share_of(pictures, rank, world_size, neighbour).places for neighbour in (False, True))
+        plain, led = (shard_of(pictures, rank, world_size, neighbour).places for neighbour in (False, True))
         if 0 < len(plain) < pictures:
             assert led.tolist() == [(plain[0] - 1) % pictures, *plain]
         else:
@@ -79,10 +80,10 @@ def first(batches, count):
 @given(st.integers(2, 60), st.integers(2, 20), st.integers(0, 30))
 def test_the_global_batches_are_the_same_for_any_number_of_processes(pictures, batch_size, start):
     read, rows = numbered(pictures), np.arange(pictures)
-    whole = first(train_batches(read, rows, rows % 3, batch_size, 5, start), 7)
+    whole = first(train_batches(Pictures(read, rows, rows % 3, batch_size), 5, start), 7)
     for world_size in (1, 2, 3, 4):
         streams = [
-            first(train_batches(read, rows, rows % 3, batch_size, 5, start, part=(rank, world_size)), 7)
+            first(train_batches(Pictures(read, rows, rows % 3, batch_size, rank, world_size), 5, start), 7)
             for rank in range(world_size)
         ]
         for batch, *parts in zip(whole, *streams, strict=True):
@@ -99,10 +100,9 @@ def test_what_each_picture_looks_like_and_is_mixed_with_depends_on_no_number_of_
     view = Transform(4, 3, augment, alpha, 3)
 
     def seen(rank, world_size):
-        batches = train_batches(
-            read, rows, rows % 3, 7, 5, part=(rank, world_size), with_neighbour=alpha > 0
-        )  # of 7, 7, 7 and 2
-        return [view.random(b.images, b.labels, b.iteration, b.share) for b in first(batches, 8)]
+        pictures = Pictures(read, rows, rows % 3, 7, rank, world_size)  # in batches of 7, 7, 7 and 2
+        batches = train_batches(pictures, 5, with_neighbour=alpha > 0)
+        return [view.random(b.images, b.labels, b.iteration, b.shard) for b in first(batches, 8)]
 
     for whole, *parts in zip(seen(0, 1), *(seen(rank, world_size) for rank in range(world_size)), strict=True):
         for index in (0, 1):
@@ -176,16 +176,14 @@ def twenty_steps(rank, world_size):
         trainer = create_trainer(
             processes.wrap_ddp(model, CPU, freezes=False),
             optimizer,
-            nn.CrossEntropyLoss(),
-            view.random,
-            lambda: torch.autocast("cpu", enabled=False),
             torch.amp.GradScaler("cpu", enabled=False),
-            CPU,
-            accumulate=accumulate,
-            clip_grad_norm=0.5,
+            lambda logits, targets, images: functional.cross_entropy(logits, targets),
+            view.random,
+            MACHINE,
+            Recipe(accumulate=accumulate, clip_grad_norm=0.5),
         )
         average = attach_ema(trainer, model, 0.9)
-        batches = train_batches(read, rows, rows % 3, 7, 5, part=(rank, world_size), with_neighbour=True)
+        batches = train_batches(Pictures(read, rows, rows % 3, 7, rank, world_size), 5, with_neighbour=True)
         trainer.run(batches, max_epochs=5, epoch_length=4)
         results[name] = model.state_dict(), average.state_dict()
     return results
@@ -197,12 +195,12 @@ def evaluate_101(rank, world_size):
         Plain(True).double(),
         nn.CrossEntropyLoss(),
         Transform(4).center,
-        lambda: torch.autocast("cpu", enabled=False),
-        CPU,
+        MACHINE,
         3,
     )
     read, rows = numbered(101), np.arange(101)
-    return evaluator.run(eval_batches(read, rows, rows % 3, 20, part=(rank, world_size)), epoch_length=6).metrics
+    batches = eval_batches(Pictures(read, rows, rows % 3, 20, rank, world_size))
+    return evaluator.run(batches, epoch_length=6).metrics
 
 
 def toy_work(rank, world_size, folder):
@@ -250,9 +248,9 @@ TRICKS = {"mixup": 0.2, "ema": 0.8, "clip_grad_norm": 0.5, "accumulate": 2, "ear
 
 def train_tiny(home, name, look=10**9, **options):
     """What train() returns, or "stopped", in home/name."""
-    plumage.engine.train.build_model = plumage.models.weights.build_model = tiny_network
+    plumage.engine.prepare.build_model = plumage.models.weights.build_model = tiny_network
     recipe = Recipe.create({"data": str(home / "photos"), **OPTIONS, **options})
-    machine, cache = Machine(CPU, "fp32", compile=False), Cache(home / "cache", workers=1)
+    machine, cache = MACHINE, Cache(home / "cache", workers=1)
     try:
         return train(recipe, RunDir(home / name), machine, cache, StopAt(look))
     except Stopped:
@@ -289,7 +287,7 @@ def trained(tmp_path_factory):
     assert launch(2, train_in_two, home) == [0, 0]
     assert launch(3, train_in_three, home) == [0, 0, 0]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (plumage.engine.train, plumage.models.weights):
+        for module in (plumage.engine.prepare, plumage.models.weights):
             patch.setattr(module, "build_model", tiny_network)
         train_tiny(home, "one", sync_bn=True)
         train_tiny(home, "one frozen", weights=str(home / "weights.pt"), freeze_backbone_epochs=1)
@@ -401,7 +399,7 @@ def kill_one(rank, home):
 
     if rank == 1:
         Transform.center = killed  # in the first validation
-    plumage.engine.train.build_model = plumage.models.weights.build_model = tiny_network
+    plumage.engine.prepare.build_model = plumage.models.weights.build_model = tiny_network
     options = [value for name, value in OPTIONS.items() for value in (f"--{name.replace('_', '-')}", value)]
     run_main(rank, home, "train", "--data", home / "photos", "--device", "cpu", "--precision", "fp32", *options)
 

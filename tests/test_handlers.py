@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,23 +8,14 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Loss
 from torch import nn
 
-from plumage.engine.handlers import (
-    attach_checkpoints,
-    attach_divergence_guard,
-    attach_early_stopping,
-    attach_ema,
-    attach_epoch_line,
-    attach_freezing,
-    attach_history,
-    attach_learning_rate,
-    attach_look,
-    attach_progress,
-    attach_stop,
-    check_weights,
-)
+from plumage.engine.checkpoint import Saver, TrainingState
+from plumage.engine.handlers import attach_ema, attach_freezing, attach_learning_rate, attach_progress
+from plumage.engine.metrics import check_weights
 from plumage.engine.schedule import learning_rate
 from plumage.engine.signals import StopSignals
+from plumage.engine.train import attach_after_step, attach_at_epoch_end
 from plumage.errors import Diverged, Stopped
+from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
 
@@ -133,44 +125,75 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_while_the_head_learns():
     assert changed(states[2]) == {"0", "1", "2"}
 
 
-def toy_trainer(losses):
-    """An engine whose loss at iteration i is ``losses[i]``, its metric, and an optimizer."""
-    trainer = Engine(lambda engine, batch: (torch.tensor(losses[engine.state.iteration - 1]), torch.zeros(2)))
-    metric = Loss(lambda loss, labels: loss)
-    metric.attach(trainer, "loss")
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(accuracy=0.5))
-    return trainer, metric, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
+def toy_state(losses, every=1, patience=0, batches=None):
+    """A training whose loss at iteration i is ``losses[i]``, looked at every so many of them; two pictures a batch."""
+    trainer = Engine(lambda engine, batch: {"loss": torch.tensor(losses[engine.state.iteration - 1])})
+    loss = Loss(lambda loss, labels: loss, lambda output: (output["loss"], torch.zeros(2)))
+    loss.attach(trainer, "loss")
+    batches = batches or len(losses)
+    recipe = Recipe(batch_size=2, epochs=len(losses) // batches, early_stopping=patience)
+    return TrainingState(
+        trainer=trainer,
+        model=nn.Linear(1, 1),
+        average=None,
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.25),
+        scaler=torch.amp.GradScaler("cpu"),
+        metrics={"loss": loss, "accuracy": SimpleNamespace(compute=lambda: 0.5, state_dict=dict)},
+        classes=["a", "b"],
+        pictures=2 * batches,
+        recipe=recipe,
+        machine=SimpleNamespace(look_every=every),
+    )
+
+
+class Saves:
+    """In place of a Saver: at which iterations it was asked to save, and whether an epoch was done."""
+
+    def __init__(self, state, due=False):
+        self.state, self.due, self.asked, self.best = state, due, [], []
+
+    def is_due(self):
+        return self.due
+
+    def save(self, epoch_done=False, best=False):
+        self.asked.append((self.state.iteration, epoch_done))
+        if best:
+            self.best.append(self.state.trainer.state.epoch)
+
+
+GOOD = {"loss": 2.0, "accuracy": 0.5, "top5": 1.0, "nll": 1.5}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("at", "every", "caught"), [(2, 1, 2), (2, 3, 3), (5, 10, 6)])
-def test_divergence_is_caught_at_the_next_look_and_before_the_epoch_is_saved(bad, at, every, caught):
+def test_divergence_is_caught_at_the_next_look_and_before_the_epoch_is_saved(run, bad, at, every, caught):
     losses = [1.0] * 6
     losses[at - 1] = bad
-    trainer, metric, optimizer = toy_trainer(losses)
-    attach_look(trainer, {"loss": metric}, every)
-    attach_divergence_guard(trainer, optimizer, every)
-    saved = []
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(True))
+    state = toy_state(losses, every)
+    saves = Saves(state)
+    attach_after_step(state, Engine(print), saves, StopSignals())
+    attach_at_epoch_end(state, lambda: GOOD, saves, run.history)
     with pytest.raises(Diverged, match=f"at iteration {caught}, at a rate of 0.25: .*--lr"):
-        trainer.run([0] * 6)
-    assert saved == []
+        state.trainer.run([0] * 6)
+    assert saves.asked == []
+    assert run.history == []
 
 
 def test_weights_that_are_not_finite_are_divergence():
-    trainer, _, optimizer = toy_trainer([1.0])
     good = {"weight": torch.zeros(3), "count": torch.tensor(3)}
-    check_weights(good, trainer, optimizer)
+    check_weights(good, 1, 0.25)
     for bad in (math.nan, math.inf):
         with pytest.raises(Diverged):
-            check_weights({**good, "bias": torch.tensor([0.0, bad])}, trainer, optimizer)
+            check_weights({**good, "bias": torch.tensor([0.0, bad])}, 1, 0.25)
 
 
-def test_a_finite_loss_is_left_alone():
-    trainer, metric, optimizer = toy_trainer([1e30] * 6)
-    attach_look(trainer, {"loss": metric}, 1)
-    attach_divergence_guard(trainer, optimizer, 1)
-    trainer.run([0] * 6)
+def test_a_finite_loss_is_left_alone(run):
+    state = toy_state([1e30] * 6)
+    saves = Saves(state)
+    attach_after_step(state, Engine(print), saves, StopSignals())
+    attach_at_epoch_end(state, lambda: GOOD, saves, run.history)
+    state.trainer.run([0] * 6)
+    assert saves.asked == [(6, True)]
 
 
 @pytest.fixture
@@ -178,20 +201,14 @@ def run(tmp_path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def train_toy(run, accuracies, patience=0, minutes=10):
-    """Epochs of two iterations whose validation gives ``accuracies``. Returns the epochs that were saved."""
-    trainer, _, optimizer = toy_trainer([1.0, 3.0] * len(accuracies))
-    values, saved = iter(accuracies), []
-
-    def validate():
-        return {"loss": 2.0, "accuracy": next(values), "top5": 1.0, "nll": 1.5}
-
-    attach_history(trainer, validate, optimizer, 4, run)
-    attach_checkpoints(trainer, lambda done: saved.append((trainer.state.iteration, done)), minutes)
-    attach_epoch_line(trainer, run)
-    attach_early_stopping(trainer, patience, run)
-    trainer.run([0, 0], max_epochs=len(accuracies))
-    return saved
+def train_toy(run, accuracies, patience=0, due=False):
+    """Epochs of two iterations whose validation gives ``accuracies``. Returns what was saved."""
+    state, values = toy_state([1.0, 3.0] * len(accuracies), patience=patience, batches=2), iter(accuracies)
+    saves = Saves(state, due)
+    attach_after_step(state, Engine(print), saves, StopSignals())
+    attach_at_epoch_end(state, lambda: {**GOOD, "accuracy": next(values)}, saves, run.history)
+    state.trainer.run([0, 0], max_epochs=len(accuracies))
+    return saves
 
 
 def test_history_has_a_row_an_epoch(run, capsys):
@@ -215,13 +232,14 @@ def test_history_has_a_row_an_epoch(run, capsys):
     ("accuracies", "best"), [([0.1, 0.5, 0.3], 2), ([0.5, 0.5, 0.4], 1), ([0.1, 0.2, 0.3], 3), ([0.0, 0.0], 1)]
 )
 def test_best_is_by_validation_accuracy_ties_to_the_earlier(run, accuracies, best):
-    train_toy(run, accuracies)
-    assert run.best_epoch["epoch"] == best
+    saves = train_toy(run, accuracies)
+    assert run.history.best["epoch"] == best
+    assert saves.best[-1] == best
 
 
 def test_it_is_saved_at_each_epochs_end_and_inside_when_the_time_has_come(run):
-    assert train_toy(run, [0.5, 0.7]) == [(2, True), (4, True)]
-    assert train_toy(run, [0.5, 0.7], minutes=0) == [
+    assert train_toy(run, [0.5, 0.7]).asked == [(2, True), (4, True)]
+    assert train_toy(run, [0.5, 0.7], due=True).asked == [
         (1, False),
         (2, False),
         (2, True),
@@ -229,6 +247,22 @@ def test_it_is_saved_at_each_epochs_end_and_inside_when_the_time_has_come(run):
         (4, False),
         (4, True),
     ]
+
+
+def test_the_time_has_come_when_the_last_save_is_so_many_minutes_ago(run, monkeypatch):
+    clock = 100.0
+    monkeypatch.setattr("plumage.engine.checkpoint.perf_counter", lambda: clock)
+    with Saver(toy_state([1.0]), run, minutes=2) as saver:
+        clock = 219.0
+        assert not saver.is_due()
+        clock = 220.0
+        assert saver.is_due()
+        saver.state.trainer.run([0])
+        saver.save()
+        assert not saver.is_due()
+        clock = 340.0
+        assert saver.is_due()
+    assert run.last.exists()
 
 
 @pytest.mark.parametrize(
@@ -241,37 +275,39 @@ def test_early_stopping_is_after_so_many_epochs_without_a_better_one(run, patien
 
 
 def test_an_epochs_end_that_is_made_up_for_has_no_speed(run):
-    trainer, optimizer = Engine(lambda engine, batch: None), toy_trainer([1.0])[2]
-    attach_history(trainer, lambda: {"loss": 2.0, "accuracy": 0.5, "top5": 1.0, "nll": 1.5}, optimizer, 4, run)
-    trainer.load_state_dict({"iteration": 2, "epoch_length": 2, "max_epochs": 3})
-    trainer.state.metrics = {"loss": 1.0, "accuracy": 0.5}
-    trainer.fire_event(Events.EPOCH_COMPLETED)
+    state = toy_state([1.0] * 6, batches=2)
+    attach_at_epoch_end(state, lambda: GOOD, Saves(state), run.history)
+    state.trainer.load_state_dict({"iteration": 2, "epoch_length": 2, "max_epochs": 3})
+    state.metrics["loss"].update((torch.tensor(1.0), torch.zeros(2)))
+    state.trainer.fire_event(Events.EPOCH_COMPLETED)
     assert run.history[0]["images_per_second"] == 0
 
 
 def test_a_validation_that_is_not_finite_is_divergence_and_leaves_no_trace(run):
-    trainer, _, optimizer = toy_trainer([1.0])
-    attach_history(trainer, lambda: {"nll": float("nan")}, optimizer, 4, run)
-    attach_checkpoints(trainer, lambda done: run.last.touch(), 10)
+    state = toy_state([1.0])
+    saves = Saves(state)
+    attach_at_epoch_end(state, lambda: {**GOOD, "nll": float("nan")}, saves, run.history)
     with pytest.raises(Diverged):
-        trainer.run([0])
+        state.trainer.run([0])
     assert run.history == []
-    assert not run.last.exists()
+    assert saves.asked == []
 
 
-def test_a_stop_signal_saves_after_the_step_and_ends():
-    signals, saved, steps = StopSignals(), [], []
-    trainer = Engine(lambda engine, batch: steps.append(batch))
-    attach_stop(trainer, signals, lambda: saved.append(list(steps)))
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_stop_signal_saves_after_the_step_and_ends(validating):
+    signals, state = StopSignals(), toy_state([1.0] * 6)
+    evaluator = Engine(lambda engine, batch: None)
+    saves, engine = Saves(state), evaluator if validating else state.trainer
+    attach_after_step(state, evaluator, saves, signals)
 
-    @trainer.on(Events.ITERATION_STARTED(once=3))
+    @engine.on(Events.ITERATION_STARTED(once=3))
     def ask() -> None:
         signals.received = 15
 
     with pytest.raises(Stopped) as end:
-        trainer.run(range(6))
-    assert steps == [0, 1, 2]
-    assert saved == [[0, 1, 2]]
+        engine.run(range(6))
+    assert engine.state.iteration == 3
+    assert saves.asked == [(0 if validating else 3, False)]
     assert end.value.exit_code == 143
 
 

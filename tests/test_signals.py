@@ -39,7 +39,7 @@ def stopped(code, err, number):
 
 @pytest.fixture
 def command(monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(plumage.engine.train, "build_model", TinyNetwork)
+    monkeypatch.setattr(plumage.engine.prepare, "build_model", TinyNetwork)
     return ["train", "--data", photos, *TINY, "--epochs", "3", "--run", tmp_path / "run", "--resume"]
 
 
@@ -63,9 +63,9 @@ def undisturbed(command, cli, tmp_path):
         (Transform, "random", 1),
         (Transform, "random", 5),
         (Transform, "center", 1),
-        (plumage.engine.resume, "save_checkpoint", 1),
-        (plumage.engine.resume, "save_checkpoint", 3),
-        (plumage.engine.resume, "copy_checkpoint", 1),
+        (plumage.engine.checkpoint, "save_checkpoint", 1),
+        (plumage.engine.checkpoint, "save_checkpoint", 3),
+        (plumage.engine.checkpoint, "copy_checkpoint", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -18,14 +18,14 @@ from torch import nn
 import plumage.engine.train
 import plumage.models.weights
 from plumage.data.augment import Transform
-from plumage.data.loader import Batch
-from plumage.data.share import Share
+from plumage.data.loader import Batch, Shard
 from plumage.data.store import Cache
 from plumage.engine.checkpoint import is_whole
 from plumage.engine.evaluate import evaluate
 from plumage.engine.signals import StopSignals
 from plumage.engine.train import train
 from plumage.errors import Diverged, Stopped, UserError
+from plumage.files import write_json
 from plumage.hardware.device import Machine
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
@@ -67,7 +67,7 @@ class StopAt(StopSignals):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, photos):
     """Machine and cache, and a function that trains into a folder and stops at the n-th look at the signals."""
-    for module in (plumage.engine.train, plumage.models.weights):
+    for module in (plumage.engine.prepare, plumage.models.weights):
         monkeypatch.setattr(module, "build_model", TinyNetwork)
     machine, cache = Machine(torch.device("cpu"), "fp32", compile=False), Cache(tmp_path / "cache", workers=1)
 
@@ -159,8 +159,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tiny, tmp_path
     _, call = tiny
     whole, random = call(tmp_path / "whole"), Transform.random
 
-    def ruined(self, images, labels, iteration, share):
-        views, targets = random(self, images, labels, iteration, share)
+    def ruined(self, images, labels, iteration, shard):
+        views, targets = random(self, images, labels, iteration, shard)
         return (views * math.nan if iteration == step else views), targets
 
     with monkeypatch.context() as patch:
@@ -212,7 +212,7 @@ def test_killed_between_history_and_checkpoint_the_epoch_is_done_again(tiny, tmp
     with pytest.raises(Stopped):
         call(tmp_path / "killed", 7)  # in the second epoch
     run = RunDir(tmp_path / "killed")
-    run.add_history({**run.history[0], "epoch": 2, "val_accuracy": 1.0})
+    run.history.add({**run.history[0], "epoch": 2, "val_accuracy": 1.0})
     assert flat(result(call(tmp_path / "killed"))) == flat(result(whole))
 
 
@@ -228,7 +228,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again(tiny, tmp_path):
 def test_without_its_last_checkpoint_a_run_is_not_begun_again(tiny, tmp_path):
     _, call = tiny
     run = call(tmp_path / "run")
-    run.keep_history(2)  # of three
+    run.history.keep(2)  # of three
     best, history = run.best.read_bytes(), run.history
     run.last.unlink()
     run.previous.unlink()
@@ -266,8 +266,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tiny, tmp_path
 def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):
     _, call = tiny
     run = call(tmp_path / "run")
-    run.keep_history(2)  # of three
-    run.write_json("classes.json", run.classes[::-1])
+    run.history.keep(2)  # of three
+    write_json(run.path / "classes.json", run.classes[::-1])
     with pytest.raises(UserError, match="other classes"):
         call(tmp_path / "run")
 
@@ -281,8 +281,8 @@ def test_no_library_can_swallow_a_stop():
 def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tricks, tmp_path, checkpoint, with_tricks):
     machine, call = tiny
     run = call(tmp_path / "run", **tricks if with_tricks else {})
-    row = run.best_epoch if checkpoint == "best" else run.history[-1]
-    numbers = evaluate(run, *machine, checkpoint)
+    row = run.history.best if checkpoint == "best" else run.history[-1]
+    numbers = evaluate(run, *machine, checkpoint).numbers
     assert {f"val_{name}": numbers[name] for name in ("accuracy", "top5", "loss", "nll")} == {
         name: row[name] for name in ("val_accuracy", "val_top5", "val_loss", "val_nll")
     }
@@ -397,7 +397,7 @@ def test_first_steps_that_the_scaler_skips_leave_no_trace():
     state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 3e38})
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     images, labels = torch.randint(256, (6, 20, 20, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
-    batches = (Batch(number, images, labels, Share(np.arange(6), 6)) for number in range(3))
+    batches = (Batch(number, images, labels, Shard(np.arange(6), 6)) for number in range(3))
     torch.use_deterministic_algorithms(True)
     try:
         state.trainer.run(batches, max_epochs=1, epoch_length=3)
@@ -428,8 +428,8 @@ def test_no_step_waits_for_the_gpu(options, precision):
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: torch.cuda.set_sync_debug_mode("error"))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=7), lambda: torch.cuda.set_sync_debug_mode("default"))
     try:
-        share = Share(np.arange(8), 8)
-        trainer.run((Batch(number, images, labels, share) for number in range(8)), max_epochs=1, epoch_length=8)
+        shard = Shard(np.arange(8), 8)
+        trainer.run((Batch(number, images, labels, shard) for number in range(8)), max_epochs=1, epoch_length=8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert 0 < trainer.state.metrics["loss"] < 100

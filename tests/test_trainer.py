@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -8,14 +6,16 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 from torch.nn import functional
 
-from plumage.data.share import Share
+from plumage.data.loader import Batch, Shard
 from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
 from plumage.engine.evaluator import create_evaluator
-from plumage.engine.handlers import attach_divergence_guard, attach_look
+from plumage.engine.metrics import check_finite
 from plumage.engine.trainer import attach_training_metrics, create_trainer
+from plumage.hardware.device import Machine
+from plumage.recipe import Recipe
 
 CPU = torch.device("cpu")
-FP32 = partial(torch.autocast, "cpu", enabled=False)
+MACHINE = Machine(CPU, "fp32", compile=False)
 
 
 def toy(classes=4, seed=0):
@@ -29,11 +29,11 @@ def batches(count, classes=4, size=8, last=5):
     generator = torch.Generator().manual_seed(1)
     sizes = [size] * (count - 1) + [last]
     return [
-        (
+        Batch(
             i,
             torch.randint(256, (n, 2, 2, 3), dtype=torch.uint8, generator=generator),
             torch.randint(classes, (n,), generator=generator),
-            Share(np.arange(n), n),
+            Shard(np.arange(n), n),
         )
         for i, n in enumerate(sizes)
     ]
@@ -43,13 +43,16 @@ def view(images, iteration=0):
     return images.float() / 255 + 0.01 * iteration
 
 
-def transform(images, labels, iteration, share):
+def transform(images, labels, iteration, shard):
     return view(images, iteration), labels
 
 
-def trainer_of(model, optimizer, criterion, transform=transform, scaler=None, **options):
+def trainer_of(model, optimizer, criterion, transform=transform, scaler=None, distillation=None, **options):
+    def loss(logits, targets, images):
+        return criterion(logits, targets) + (distillation(logits, images) if distillation else 0)
+
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    return create_trainer(model, optimizer, criterion, transform, FP32, scaler, CPU, **options)
+    return create_trainer(model, optimizer, scaler, loss, transform, MACHINE, Recipe(**options))
 
 
 def assert_same_weights(one, other):
@@ -76,7 +79,7 @@ def without_batchnorm(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).double()
 
 
-def double(images, labels, iteration, share):
+def double(images, labels, iteration, shard):
     return view(images, iteration).double(), labels
 
 
@@ -131,8 +134,8 @@ def test_an_overflow_that_the_scaler_skips_is_no_divergence():
     trainer = trainer_of(
         model, optimizer, lambda logits, labels: 100 * functional.cross_entropy(logits, labels), scaler=scaler
     )
-    attach_look(trainer, attach_training_metrics(trainer, 2, CPU), 1)
-    attach_divergence_guard(trainer, optimizer, 1)
+    loss = attach_training_metrics(trainer, 2, CPU)["loss"]
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: check_finite(loss.compute(), 1, 1.0))
     trainer.run(batches(2))
     assert [parameter.tolist() for parameter in model.parameters()] == before
     assert scaler.get_scale() == pytest.approx(3e38 / 4, rel=1e-3)
@@ -147,26 +150,26 @@ def test_of_mixed_pictures_the_larger_share_is_the_label():
         nn.CrossEntropyLoss(),
         lambda *batch: (view(batch[0]), targets),
     )
-    trainer.run([(0, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.tensor([1, 1]), Share(np.arange(2), 2))])
+    trainer.run([Batch(0, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), torch.tensor([1, 1]), Shard(np.arange(2), 2))])
     assert trainer.state.output["labels"].tolist() == [0, 2]
 
 
 def test_training_metrics_are_the_epochs_means_over_pictures():
     model, data, seen = toy(), batches(3), []
     trainer = trainer_of(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
-    attach_training_metrics(trainer, 3, CPU)
+    metrics = attach_training_metrics(trainer, 3, CPU)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(trainer.state.output))
     trainer.run(data, max_epochs=2)
     logits, labels = (torch.cat([output[key] for output in seen[3:]]) for key in ("logits", "labels"))
-    assert trainer.state.metrics["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
-    assert trainer.state.metrics["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert metrics["accuracy"].compute() == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert metrics["loss"].compute() == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 4, 7])
 def test_evaluation_agrees_with_scikit_learn(classes):
     model, data = toy(classes), batches(5, classes)
     criterion = LabelSmoothingLoss(0.2, classes)
-    evaluator = create_evaluator(model, criterion, view, FP32, CPU, classes)
+    evaluator = create_evaluator(model, criterion, view, MACHINE, classes)
     metrics = evaluator.run(data).metrics
     model.eval()
     with torch.no_grad():
@@ -184,7 +187,7 @@ def test_evaluation_agrees_with_scikit_learn(classes):
 
 def test_evaluation_changes_nothing_and_training_goes_on_in_training_mode():
     model, data = toy(), batches(3)
-    evaluator = create_evaluator(model, nn.CrossEntropyLoss(), view, FP32, CPU, 4)
+    evaluator = create_evaluator(model, nn.CrossEntropyLoss(), view, MACHINE, 4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     evaluator.run(data)
     assert not model.training

@@ -31,7 +31,7 @@ from plumage.rundir.folder import RunDir
 
 @pytest.fixture
 def command(monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(plumage.engine.train, "build_model", TinyNetwork)
+    monkeypatch.setattr(plumage.engine.prepare, "build_model", TinyNetwork)
     return ["ablate", "--data", photos, *TINY, "--epochs", "2"]
 
 
@@ -181,7 +181,7 @@ def test_an_ablation(command, cli, photos, tmp_path):
         rows = list(csv.DictReader(handle))
     assert [row["run"] for row in rows] == FOUR_NAMES
     for row in rows:
-        best = runs[row["run"]].best_epoch
+        best = runs[row["run"]].history.best
         assert int(row["best_epoch"]) == best["epoch"]
         assert all(float(row[key]) == best[key] for key in ("val_accuracy", "val_loss", "val_nll", "train_accuracy"))
         assert float(row["seconds"]) == pytest.approx(sum(epoch["seconds"] for epoch in runs[row["run"]].history))
@@ -189,7 +189,7 @@ def test_an_ablation(command, cli, photos, tmp_path):
         assert row["error"] == ""
     assert len(lines) == 2 + 4
     for line, name in zip(lines[2:], FOUR_NAMES[:4], strict=True):
-        values = [100 * runs[name.replace("seed=0", f"seed={seed}")].best_epoch["val_accuracy"] for seed in (0, 1)]
+        values = [100 * runs[name.replace("seed=0", f"seed={seed}")].history.best["val_accuracy"] for seed in (0, 1)]
         assert line.split()[:7] == [
             name.removesuffix(",seed=0"), f"{mean(values):.2f}", "±", f"{stdev(values):.2f}", "%", "n", "="
         ]  # fmt: skip
@@ -239,8 +239,8 @@ def undisturbed(command, cli, tmp_path):
         (plumage.data.store, "decode_or_reason", 5),
         (plumage.engine.train.Transform, "random", 2),
         (plumage.engine.train.Transform, "random", 20),  # six steps a run: in the fourth
-        (plumage.engine.resume, "save_checkpoint", 5),
-        (plumage.engine.train, "begin", 4),
+        (plumage.engine.checkpoint, "save_checkpoint", 5),
+        (plumage.engine.prepare, "begin", 4),
         (plumage.ablation, "train", 3),
         (plumage.ablation, "write_results", 1),
     ],
@@ -440,7 +440,7 @@ def outcomes_of(accuracies, tmp_path):
         for seed, share in enumerate(shares):
             run = RunDir(tmp_path / f"{smoothing} {seed}")
             run.path.mkdir()
-            run.add_history({"epoch": 1, "val_accuracy": share or 0.0})
+            run.history.add({"epoch": 1, "val_accuracy": share or 0.0})
             trial = Trial({"smoothing": smoothing}, Recipe(smoothing=smoothing, seed=seed))
             outcomes.append(Outcome(trial, run, 0 if share else 3, "" if share else "nan"))
     return outcomes

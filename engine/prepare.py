@@ -1,0 +1,120 @@
+"""From a recipe and a run to the pictures and networks that they name."""
+
+import hashlib
+import logging
+from dataclasses import replace
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from torch import nn
+
+from plumage.data.dataset import Dataset, prepare, read_all, recall
+from plumage.data.samples import Samples, some
+from plumage.data.sources import list_samples, locate
+from plumage.data.split import write_split
+from plumage.data.store import Cache, write_skipped
+from plumage.errors import UserError
+from plumage.hardware import processes
+from plumage.hardware.device import Machine
+from plumage.hardware.environment import environment
+from plumage.models.resnet import build_model
+from plumage.models.weights import Weights, load_pretrained, pretrained_weights, trained_model
+from plumage.recipe import Recipe
+from plumage.rundir.folder import RunDir, weights_file
+
+log = logging.getLogger("plumage")
+
+
+def gather(recipe: Recipe, run: RunDir, begun: bool, cache: Cache) -> tuple[Dataset, nn.Module | None, Weights | None]:
+    """Read the pictures, and teacher and weights to start from, if any. What needs no decoded picture comes first."""
+    samples = None if begun else list_samples(locate(recipe.data, cache))
+    classes = samples.classes if samples else run.classes
+    teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
+    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
+    return dataset, teacher, pretrained
+
+
+def check_alike(dataset: Dataset, machine: Machine) -> None:
+    """Raise UserError where the hosts of several processes differ in what would make them train different things."""
+    if idist.get_world_size() == 1:
+        return
+    samples = dataset.samples
+    assert samples.split is not None
+    listed = repr([*zip(samples.paths, samples.labels.tolist(), samples.split.tolist(), strict=True)])
+    digest = hashlib.blake2b(listed.encode(errors="surrogateescape"), digest_size=16)
+    digest.update(dataset.store.digests[dataset.rows].tobytes())
+    processes.must_agree(digest.hexdigest(), f"--data {samples.root}: not the same pictures on each host")
+    computes = f"{machine.device.type} {machine.precision}"
+    processes.must_agree(computes, "--precision: auto is not the same on each host; give --device and --precision")
+
+
+def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Module | None:
+    file = weights_file(recipe.teacher)
+    return None if recipe.teacher == "none" else trained_model(file, f"--teacher {file}", classes)
+
+
+def load_weights(recipe: Recipe, run: RunDir) -> Weights | None:
+    """Return what a run starts from that has no checkpoint yet and is not trained from scratch."""
+    needed = recipe.weights != "none" and not run.last.exists()
+    return pretrained_weights(recipe.model, weights_file(recipe.weights)) if needed else None
+
+
+def initial_model(recipe: Recipe, pretrained: Weights | None, classes: list[str]) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, len(classes), recipe.zero_gamma)
+    if pretrained is not None:
+        same = load_pretrained(model, pretrained, classes)
+        log.info(f"{pretrained.source}: the head is {'taken over' if same else f'new, for {len(classes)} classes'}")
+    return model
+
+
+def model_of(run: RunDir, checkpoint: str) -> nn.Module:
+    """Return the network of a run's checkpoint: best, last or a file. UserError where it does not fit the run."""
+    file, recipe = run.checkpoint(checkpoint), run.recipe
+    sides = {"resize": recipe.resize, "crop": recipe.crop}
+    return trained_model(file, f"--checkpoint {file}", run.classes, recipe.model, **sides)
+
+
+def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
+    """Decode and split the pictures of a new run. Raises UserError where the recipe does not go with them."""
+    dataset = prepare(samples, recipe.resize, recipe.val_fraction, recipe.seed, cache)
+    classes, smoothing, batch_size = len(dataset.samples.classes), recipe.smoothing, recipe.batch_size
+    train, val = (len(dataset.indices(side)) for side in ("train", "val"))
+    if smoothing > (most := (classes - 1) / classes):
+        raise UserError(f"--smoothing {smoothing}: with {classes} classes at most {most:.3g}, the uniform target")
+    log.info(f"{classes} classes, {train} training and {val} validation pictures")
+    if batch_size > train:
+        log.warning(f"--batch-size {batch_size}: each step takes the {train} training pictures that there are")
+    if (idle := idist.get_world_size() - batch_size // 2) > 0:
+        log.warning(f"--batch-size {batch_size}: {idle} processes have nothing to do, since each needs two pictures")
+    return dataset
+
+
+def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
+    """Read the pictures of a run that has begun, split as they were."""
+    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
+
+
+def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:
+    """Read another labelled folder, with the run's labels of the classes of the same names.
+
+    Split as the folder itself is; if it is not, and must be, as the run was, whose pictures it then has to hold.
+    """
+    recipe, classes = run.recipe, run.classes
+    samples = list_samples(locate(data, cache), least_classes=1)
+    if unknown := [name for name in samples.classes if name not in classes]:
+        learnt = some(classes, 10)
+        raise UserError(f"--data {data}: the run was not trained on {some(unknown)}; its classes are {learnt}")
+    if samples.split is None and split != "all":
+        return recall_dataset(replace(recipe, data=data), run, cache)
+    labels = np.array([classes.index(name) for name in samples.classes])[samples.labels]
+    return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, cache)
+
+
+def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
+    """Write the run directory, with all that is known before training."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_split(run.split, dataset.samples)
+    write_skipped(run.skipped, dataset.store.skipped)
+    run.describe(recipe, dataset.samples.classes, environment(machine))
