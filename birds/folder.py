@@ -1,142 +1,21 @@
-"""The built-in picture folder: invented bird species, drawn by code as a field guide would, nothing downloaded."""
+"""The built-in data set: a folder of invented birds, drawn by code as in a field guide; nothing is downloaded."""
 
 import multiprocessing
-import shutil
 import signal
-import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from plumage.birds.portrait import COLOURS, Build, Species, draw_picture
+from plumage.birds.portrait import Species, draw_picture
+from plumage.birds.species import species_list
 from plumage.errors import UserError
+from plumage.files import folder_written_whole
 
 DRAWING = 1  # part of the folder's name: raise it whenever the same seed would draw other pictures
 # what --data birds:... may ask for: default, least, most
 OPTIONS = {"species": (200, 2, 2000), "pictures": (30, 2, 1000), "seed": (0, 0, 2**63 - 1)}
-GENUS_SIZE = 10
-BUILDS = (  # noun, height, head, neck; bill, depth, curve; tail, fork, cocked; legs, upright
-    Build("finch", 0.62, 0.26, 0.00, 0.22, 0.20, 0.10, 0.55, -0.15, 0, 0.16, 22),
-    Build("warbler", 0.54, 0.25, 0.00, 0.20, 0.06, 0.02, 0.50, 0.00, 0, 0.16, 18),
-    Build("thrush", 0.56, 0.24, 0.04, 0.22, 0.07, 0.06, 0.50, 0.05, 0, 0.26, 26),
-    Build("shrike", 0.56, 0.28, 0.00, 0.20, 0.13, 0.35, 0.65, 0.12, -6, 0.16, 34),
-    Build("wren", 0.66, 0.26, 0.00, 0.26, 0.06, 0.20, 0.40, 0.15, 62, 0.16, 8),
-    Build("sunbird", 0.50, 0.25, 0.02, 0.48, 0.06, 0.32, 0.45, 0.35, 0, 0.14, 28),
-    Build("duck", 0.52, 0.24, 0.14, 0.30, 0.17, -0.12, 0.26, 0.30, 22, 0.00, 4),
-    Build("heron", 0.50, 0.25, 0.34, 0.42, 0.11, 0.00, 0.22, 0.10, -10, 0.32, 12),
-    Build("plover", 0.56, 0.25, 0.03, 0.18, 0.07, 0.00, 0.30, 0.10, 0, 0.32, 10),
-    Build("curlew", 0.52, 0.24, 0.16, 0.60, 0.08, 0.34, 0.26, 0.10, 0, 0.36, 12),
-    Build("dove", 0.56, 0.25, 0.10, 0.15, 0.06, 0.30, 0.56, 0.12, 0, 0.20, 14),
-    Build("parrot", 0.54, 0.27, 0.00, 0.24, 0.26, 0.55, 0.65, 0.40, -4, 0.12, 31),
-    Build("toucan", 0.54, 0.25, 0.02, 0.58, 0.23, 0.18, 0.50, 0.05, 0, 0.12, 32),
-    Build("fisher", 0.58, 0.28, 0.00, 0.56, 0.14, 0.00, 0.30, 0.00, 4, 0.10, 31),
-    Build("hawk", 0.56, 0.24, 0.02, 0.22, 0.18, 0.50, 0.60, 0.05, -4, 0.18, 34),
-    Build("tern", 0.46, 0.23, 0.03, 0.30, 0.08, 0.05, 0.55, -0.55, 4, 0.20, 6),
-    Build("grebe", 0.50, 0.24, 0.28, 0.26, 0.07, 0.00, 0.12, 0.20, 12, 0.00, 4),
-    Build("jay", 0.52, 0.25, 0.02, 0.25, 0.10, 0.08, 0.68, 0.12, 0, 0.18, 22),
-    Build("wagtail", 0.52, 0.26, 0.00, 0.18, 0.06, 0.00, 0.68, 0.10, 6, 0.24, 12),
-    Build("quail", 0.70, 0.24, 0.06, 0.14, 0.10, 0.40, 0.20, 0.20, -18, 0.20, 16),
-)
-PREFIXES = ("Marsh", "Thorn", "Cliff", "River", "Heath", "Dune", "Ember", "Frost", "Island", "Storm", "Amber")
-BRIGHT = ("Scarlet", "Orange", "Golden", "Emerald", "Azure", "Violet", "Rose", "Russet", "Black", "White", "Indigo")
-# trait: how it reads in a name, and the traits that it borders on and so has to stand out from
-TRAITS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "head": ("headed", ()), "breast": ("breasted", ()), "tail": ("tailed", ()),
-    "wing": ("winged", ("belly",)), "bars": ("barred", ("wing",)), "bill": ("billed", ("head",)),
-    "cap": ("capped", ("head",)), "mask": ("masked", ("head", "cap")), "crest": ("crested", ("head", "cap")),
-    "cheek": ("cheeked", ("head", "mask")), "throat": ("throated", ("head", "breast")),
-    "collar": ("collared", ("head", "breast", "back")), "belts": ("belted", ("breast", "belly")),
-    "spots": ("spotted", ("breast", "belly")),
-}  # fmt: skip
-# marks that would hide each other: a genus has one of each group
-RIVALS = ("belts", "spots"), ("cap", "head"), ("cheek", "throat", "collar")
-Look = dict[str, str]
-
-
-def differ(one: str, other: str) -> bool:
-    """Whether two colours stay apart in a small picture under any light."""
-    gaps = [abs(a - b) for a, b in zip(COLOURS[one], COLOURS[other], strict=True)]
-    return max(gaps) >= 75 and sum(gaps) >= 120
-
-
-def legible(look: Look) -> bool:
-    """Whether every trait stands out from the plumage around it."""
-    borders = [(trait, ground) for trait, (_, grounds) in TRAITS.items() for ground in grounds]
-    return all(differ(look[one], look[other]) for one, other in borders if one in look and other in look)
-
-
-def unlike(one: Look, other: Look) -> int:
-    """Number of traits in which two looks of a genus differ."""
-    return sum(one.get(trait) != other.get(trait) for trait in TRAITS)
-
-
-def genus_look(rng: np.random.Generator) -> Look:
-    """A legible plumage without marks, the common ground of a genus."""
-    while True:
-        back, wing, head = rng.choice(["Grey", "Slate", "Umber", "Olive", "Russet", "Azure", "Emerald", "Indigo"], 3)
-        wing, head = (back if rng.random() < share else other for share, other in ((0.5, wing), (0.6, head)))
-        belly = rng.choice(["White", "Buff", "Golden", "Grey"])
-        bill, legs = rng.choice(["Black", "Golden", "Scarlet"]), rng.choice(["Umber", "Orange", "Slate"])
-        look = {"back": back, "head": head, "belly": belly, "breast": belly, "wing": wing, "tail": wing}
-        look = {trait: str(colour) for trait, colour in {**look, "bill": bill, "legs": legs}.items()}
-        if legible(look) and differ(look["head"], look["belly"]) and differ(look["back"], look["belly"]):
-            return look
-
-
-def genus_palette(look: Look, build: Build, rng: np.random.Generator) -> dict[str, list[str]]:
-    """For seven traits, up to three colours that differ clearly from the genus' look and from each other."""
-    unfit = {"bill": build.bill * build.depth < 0.055, "tail": build.tail < 0.3}
-    for rivals in RIVALS:
-        kept = rng.choice(rivals)
-        unfit |= {trait: trait != kept for trait in rivals}
-    palette: dict[str, list[str]] = {}
-    for trait in rng.permutation([trait for trait in TRAITS if not unfit.get(trait)])[:7].tolist():
-        taken = [look[trait]] if trait in look else []
-        for colour in rng.permutation(BRIGHT).tolist():
-            if legible({**look, trait: colour}) and all(differ(colour, other) for other in taken):
-                taken.append(colour)
-        palette[trait] = [colour for colour in taken if colour != look.get(trait)][:3]
-    return {trait: colours for trait, colours in palette.items() if colours}
-
-
-def vary(look: Look, palette: dict[str, list[str]], count: int, rng: np.random.Generator) -> tuple[Look, list[str]]:
-    """A legible look that has ``count`` traits of the palette changed, and the names of these traits."""
-    while True:
-        traits = rng.choice(list(palette), count, replace=False).tolist()
-        new = {**look, **{trait: str(rng.choice(palette[trait])) for trait in traits}}
-        if unlike(look, new) == count and legible(new):
-            return new, traits
-
-
-def genus_species(noun: str, first: int, build: Build, rng: np.random.Generator) -> list[Species]:
-    """Ten species; every third is a sister of the one before it, one trait apart, all others at least two apart."""
-    base = genus_look(rng)
-    palette = genus_palette(base, build, rng)
-    birds: list[Species] = []
-    while len(birds) < GENUS_SIZE:
-        sister = len(birds) % 3 == 2
-        look, traits = vary(birds[-1].look if sister else base, palette, 1 if sister else int(rng.integers(2, 5)), rng)
-        if any(unlike(look, bird.look) < (1 if sister else 2) for bird in birds):
-            continue
-        names = [f"{look[trait]}-{TRAITS[trait][0]} {noun}" for trait in traits]
-        free = [name for name in names if name not in {bird.name for bird in birds}]
-        if free:
-            birds.append(Species(free[0], first + len(birds), build, look))
-    return birds
-
-
-def species_list(species: int, seed: int) -> list[Species]:
-    """The first ``species`` birds, 2200 at most, of the seed's world: ten to a genus, names unique, always the same."""
-    rng = np.random.default_rng([seed, 1])
-    prefixes, builds, birds = rng.permutation(PREFIXES), rng.permutation(len(BUILDS)), list[Species]()
-    for genus in range(-(-species // GENUS_SIZE)):
-        turn, row = divmod(genus, len(BUILDS))
-        build = BUILDS[builds[row]]
-        noun = prefixes[(turn * 3 + row) % len(prefixes)] + build.noun
-        birds += genus_species(noun, genus * GENUS_SIZE, build, np.random.default_rng([seed, 2, genus]))
-    return birds[:species]
 
 
 def draw_species(bird: Species, folder: Path, pictures: int, seed: int) -> None:
@@ -146,60 +25,42 @@ def draw_species(bird: Species, folder: Path, pictures: int, seed: int) -> None:
 
 
 def parse_birds(data: str) -> dict[str, int]:
-    """The species, pictures and seed that ``--data birds:species=800,seed=1`` means; ``birds`` alone, the defaults."""
+    """Read the species, pictures and seed that ``--data birds:species=800,seed=1`` means, with defaults."""
     _, colon, listed = data.partition(":")
     given: dict[str, int] = {}
-    for part in listed.split(",") if colon else ():
-        name, _, value = part.partition("=")
-        try:
+    for option in listed.split(",") if colon else ():
+        name, _, value = option.partition("=")
+        with suppress(KeyError, ValueError):
             _, least, most = OPTIONS[name]
-            fits = least <= int(value) <= most and name not in given
-        except (KeyError, ValueError):
-            fits = False
-        if not fits:
-            allowed = ", ".join(f"{option}={least}..{most}" for option, (_, least, most) in OPTIONS.items())
-            raise UserError(
-                f"--data {data}: '{part}' is not among {allowed}; give each once, as in birds:species=800,seed=1"
-            )
-        given[name] = int(value)
+            if name not in given and least <= int(value) <= most:
+                given[name] = int(value)
+                continue
+        ranges = ", ".join(f"{name}={least}..{most}" for name, (_, least, most) in OPTIONS.items())
+        way_out = "give each once, as in birds:species=800,seed=1"
+        raise UserError(f"--data {data}: '{option}' is not among {ranges}; {way_out}")
     return {name: given.get(name, default) for name, (default, _, _) in OPTIONS.items()}
 
 
-def birds_folder(asked: dict[str, int]) -> str:
-    """The folder's name for what ``parse_birds`` returns: ``birds-v1``, ``birds-v1-species800-seed1``."""
-    unusual = [f"{name}{value}" for name, value in asked.items() if value != OPTIONS[name][0]]
+def birds_folder(options: dict[str, int]) -> str:
+    """Name the folder of what ``parse_birds`` returns: ``birds-v1``, ``birds-v1-species800-seed1``."""
+    unusual = [f"{name}{value}" for name, value in options.items() if value != OPTIONS[name][0]]
     return "-".join([f"birds-v{DRAWING}", *unusual])
 
 
 def draw_birds(folder: Path, species: int, pictures: int, seed: int = 0, workers: int = 1) -> None:
-    """Draws ``folder``/<species name>/<0000>.jpg, ``pictures`` of each species, 500x375; same seed, same bytes.
+    """Draw ``folder``/<species name>/<0000>.jpg, ``pictures`` of each species, 500x375; same seed, same bytes.
 
-    The folder appears complete or not at all; where another process has put it there first, that one stays.
-    Workers are spawned, so a script calls this under ``if __name__ == "__main__"``.
+    The folder appears whole or not at all. Workers are spawned: a script needs an ``if __name__ == "__main__"``.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    # fork would copy the locks of threads that torch may have running
-    context = multiprocessing.get_context("spawn")
-    deaf = (signal.SIGINT, signal.SIG_IGN)
-    try:
-        with (
-            ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool,
-            tqdm(desc="drawing birds", total=species * pictures, unit="img", disable=None, leave=False) as bar,
-        ):
-            try:
-                tasks = [pool.submit(draw_species, bird, draft, pictures, seed) for bird in species_list(species, seed)]
+    with folder_written_whole(folder) as draft:
+        # fork would copy the locks of threads that torch may have running. Ctrl-C reaches the workers too.
+        spawn, ignore_interrupt = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+        pool = ProcessPoolExecutor(workers, spawn, signal.signal, ignore_interrupt)
+        try:
+            tasks = [pool.submit(draw_species, bird, draft, pictures, seed) for bird in species_list(species, seed)]
+            with tqdm(desc="drawing birds", total=species * pictures, unit="img", disable=None, leave=False) as bar:
                 for task in as_completed(tasks):
                     task.result()
                     bar.update(pictures)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        draft.chmod(0o755)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            pool.shutdown(cancel_futures=True)

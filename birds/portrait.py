@@ -1,4 +1,4 @@
-"""How one picture of a bird is drawn: the pose, the parts of the body, what stands behind and what grows in front.
+"""Draw one picture of a bird: the pose, the parts of the body, what stands behind and what grows in front.
 
 Curves are complex numbers, x + 1j * y with y downwards, so that a product turns them. Birds look to the right.
 """
@@ -81,14 +81,14 @@ class Part(NamedTuple):
 
 
 def smooth(control: np.ndarray, closed: bool = False) -> np.ndarray:
-    """The curve through the control points, ``STEPS`` points to a segment."""
+    """Draw a smooth curve through the control points (n,) complex, ``STEPS`` points to a segment."""
     before, after = (control[-1:], control[:2]) if closed else (control[:1], control[-1:])
     padded = np.concatenate([before, control, after])
     return np.append(np.lib.stride_tricks.sliding_window_view(padded, 4) @ SPLINE.T, padded[-2])
 
 
 def band(upper: np.ndarray, lower: np.ndarray, along: tuple[float, float], across: tuple[float, float]) -> np.ndarray:
-    """The piece that two shares of the length and two of the width cut out of the part between two edges."""
+    """Cut a piece out of the area between two edges: fractions of its length (``along``) and width (``across``)."""
     places, edges = np.linspace(*along, 9) * (len(upper) - 1), (upper + (lower - upper) * depth for depth in across)
     top, bottom = (np.interp(places, np.arange(len(upper)), edge) for edge in edges)
     return np.concatenate([top, bottom[::-1]])
@@ -117,7 +117,7 @@ class Pose:
         return self.head + curve * self.build.head * self.nod
 
     def arc(self, start: float, end: float) -> np.ndarray:
-        """The outline between two of its control points: 3 is the nape, 8 the forehead, 12 the breast, 16 the vent."""
+        """Cut the outline between two control points: 3 is the nape, 8 the forehead, 12 the breast, 16 the vent."""
         return self.outline[round(start * STEPS) : round(end * STEPS) + 1]
 
 
@@ -180,7 +180,7 @@ def fill(draw: Draw, curve: np.ndarray, colour: np.ndarray, contour: bool = Fals
 
 
 def backdrop(scene: np.ndarray, rng: Rng) -> Image.Image:
-    """Out of focus: drawn at an eighth of the size and blurred."""
+    """Draw what is out of focus, at an eighth of the size, and blur it."""
     image = ImageOps.colorize(Image.linear_gradient("L").resize((125, 94)), *scene[:2].astype(int).tolist())
     draw, (_, below, blob, _) = ImageDraw.Draw(image), scene
     for _ in range(rng.integers(5, 12)):
@@ -198,7 +198,7 @@ def draw_grass(draw: Draw, top: float, lean: float, hue: np.ndarray, rng: Rng) -
 
 
 def draw_support(draw: Draw, build: Build, feet: complex, hue: np.ndarray, rng: Rng) -> None:
-    """Uneven ground; for a bird with short legs a wire, a twig or a branch, leaves on all but the wire."""
+    """Draw uneven ground; for a bird with short legs a wire, a twig or a branch, with leaves on all but the wire."""
     if build.legs >= 0.19:
         ridge = np.linspace(-10, ROOM.real + 10, 9) + 1j * (feet.imag - 26 + rng.uniform(-14, 14, 9))
         fill(draw, np.array([*smooth(ridge), ROOM, 1j * ROOM.imag]), hue)
@@ -212,17 +212,17 @@ def draw_support(draw: Draw, build: Build, feet: complex, hue: np.ndarray, rng: 
 
 
 def draw_water(draw: Draw, middle: complex, reach: float, hue: np.ndarray, rng: Rng) -> None:
-    """Water in front of a swimming bird, rings around it."""
+    """Draw water in front of a swimming bird, with rings around it."""
     fill(draw, np.array([1j * middle.imag, ROOM.real + 1j * middle.imag, ROOM, 1j * ROOM.imag]), hue)
-    for share, light in ((1.0, 1.2), (0.97, 1.0), (0.8, 1.12), (0.76, 1.0)):
-        fill(draw, middle + DISC[:13] * reach * share, hue * light)
+    for radius, light in ((1.0, 1.2), (0.97, 1.0), (0.8, 1.12), (0.76, 1.0)):
+        fill(draw, middle + DISC[:13] * reach * radius, hue * light)
     for _ in range(14):
         ripple = complex(*rng.uniform((0, middle.imag + 30), (1000, 750))) + DISC * rng.uniform(20, 60)
         fill(draw, ripple, hue * rng.choice([0.85, 1.15, 1.25]))
 
 
 def draw_picture(bird: Species, picture: int, seed: int) -> Image.Image:
-    """One RGB picture, 500x375; the same for the same species, picture number and seed, whatever was drawn before."""
+    """Draw an RGB picture, 500x375: a function of species, picture number and seed, whatever was drawn before."""
     rng = np.random.default_rng([seed, bird.index, picture])
     light = rng.uniform(0.8, 1.1) * (1 + rng.uniform(-0.08, 0.08) * np.array([1, 0, -1]))
     scene = ((SCENES[rng.integers(len(SCENES))] + rng.integers(-8, 9, (4, 3))) * light).clip(0, 255)

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from plumage.data.samples import Samples
-from plumage.data.store import is_below
 from plumage.errors import UserError
+from plumage.files import is_below
 
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -14,7 +14,7 @@ CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
 
 def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
-    """The folder of CUB-200-2011, downloaded (1.2 GB) and unpacked into ``cache`` unless it is there already."""
+    """Return the folder of CUB-200-2011 in ``cache``; download (1.2 GB), check and unpack it if it is not there."""
     from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415 (slow, rarely needed)
 
     folder, partial = cache / "CUB_200_2011", cache / "CUB_200_2011.partial"
@@ -26,9 +26,8 @@ def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
         download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
         (partial / folder.name).rename(folder)
     except (OSError, EOFError, RuntimeError) as error:
-        raise UserError(
-            f"--data cub200: {url} was not fetched ({error}); run again, or unpack it and give its folder"
-        ) from error
+        way_out = "run again, or unpack it and give its folder"
+        raise UserError(f"--data cub200: {url} was not fetched ({error}); {way_out}") from error
     return folder
 
 
@@ -37,11 +36,8 @@ def is_cub(folder: Path) -> bool:
 
 
 def read_cub(folder: Path) -> Samples:
-    """CUB-200-2011 by its text files, with its official split (its test set is the validation set)."""
-    names = _cub_list(folder / "classes.txt")
-    images = _cub_list(folder / "images.txt")
-    labels = _cub_list(folder / "image_class_labels.txt")
-    is_train = _cub_list(folder / "train_test_split.txt")
+    """Read CUB-200-2011 by its text files, with its official split: its test set is the validation set."""
+    images, labels, is_train, names = (_cub_list(folder / name) for name in CUB_LISTS)
     classes = sorted(names.values())
     label = {name: index for index, name in enumerate(classes)}
     rows = []
@@ -62,11 +58,11 @@ def read_cub(folder: Path) -> Samples:
 
 
 def _cub_list(path: Path) -> dict[str, str]:
-    pairs = [
-        line.split(maxsplit=1) for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()
-    ]
+    """Read the lines "id value" of ``path`` as {id: value}."""
+    lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+    pairs = [line.strip().split(maxsplit=1) for line in lines if line.strip()]
     if bad := next((pair for pair in pairs if len(pair) != 2), None):
         raise UserError(f"{path}: '{bad[0]}' is no line of 'id value'")
-    if len({key for key, _ in pairs}) < len(pairs):
+    if len(values := dict(pairs)) < len(pairs):
         raise UserError(f"{path}: an id is there twice; leave each there once")
-    return {key: value.strip() for key, value in pairs}
+    return values

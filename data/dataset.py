@@ -24,45 +24,49 @@ class Dataset:
     rows: np.ndarray
 
     def indices(self, split: str) -> np.ndarray:
-        """Which samples, (n,) int64, belong to "train", "val" or "all"."""
+        """Return which samples, (n,) int64, belong to "train", "val" or "all"."""
         return np.arange(len(self.samples)) if split == "all" else np.flatnonzero(self.samples.split == split)
 
     def pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Their rows in the store and their labels, both (n,) int64."""
+        """Return the rows in the store, and the labels, of a split: both (n,) int64."""
         indices = self.indices(split)
         return self.rows[indices], self.samples.labels[indices]
 
 
 def prepare(samples: Samples, size: int, val_fraction: float, seed: int, cache: Cache) -> Dataset:
-    """The readable ones of ``samples``, split as their source says or by seed. UserError where they will not do."""
+    """Decode ``samples``, and split them by seed if their source does not. Raises UserError when they are too few."""
     dataset = read_all(samples, size, cache)
-    samples = dataset.samples
-    if samples.split is None:
-        _need_pictures(samples, 2, "fewer than two readable pictures (one to train on, one to validate with)")
-        samples = replace(samples, split=stratified_split(samples.labels, val_fraction, seed))
-    train, val = (np.sum(samples.split == side) for side in ("train", "val"))
+    root, samples, split = samples.root, dataset.samples, dataset.samples.split
+    if split is None:
+        alone = np.flatnonzero(np.bincount(samples.labels) == 1)
+        _refuse(samples, alone, "fewer than two readable pictures (one to train on, one to validate with)")
+        split = stratified_split(samples.labels, val_fraction, seed)
+    train, val = (np.sum(split == side) for side in ("train", "val"))
     if train < 2 or val < 1:
-        raise UserError(
-            f"{samples.root}: {train} readable training and {val} validation pictures are too few; add some"
+        raise UserError(f"{root}: {train} readable training and {val} validation pictures are too few; add some")
+    if pairs := shared_pictures(dataset.store.digests, split):
+        shared = [f"{samples.paths[val]} = {samples.paths[train]}" for train, val in pairs]
+        log.warning(
+            f"{root}: {len(shared)} validation pictures are also training pictures, pixel for pixel, "
+            f"which inflates accuracy: {some(shared, 3)}"
         )
-    _warn_of_shared_pictures(samples, dataset.store.digests)
-    return replace(dataset, samples=samples)
+    return replace(dataset, samples=replace(samples, split=split))
 
 
 def recall(data: str, size: int, classes: list[str], split: Path, skipped: Path, cache: Cache) -> Dataset:
-    """What ``prepare`` made for a run, by the run's split.csv and skipped.csv: files added since do not count."""
+    """Open what ``prepare`` made for a run, by the run's split.csv and skipped.csv: files added since do not count."""
     samples = read_split(split, locate(data, cache), classes)
     # The unreadable files belong to the list by which the store is known.
     paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
     store = open_store(samples.root, paths, size, cache)
-    row = {paths[number]: row for row, number in enumerate(store.readable)}
-    if lost := [path for path in samples.paths if path not in row]:
+    row_of = {paths[number]: row for row, number in enumerate(store.readable)}
+    if lost := [path for path in samples.paths if path not in row_of]:
         raise UserError(f"{samples.root}: {len(lost)} pictures of the run cannot be read any more: {some(lost, 3)}")
-    return Dataset(samples, store, np.array([row[path] for path in samples.paths]))
+    return Dataset(samples, store, np.array([row_of[path] for path in samples.paths]))
 
 
 def read_all(samples: Samples, size: int, cache: Cache) -> Dataset:
-    """Decode ``samples`` and leave out what cannot be read: UserError where that is most of them, or all of a class."""
+    """Decode ``samples``, and leave out what cannot be read. Raises UserError when that is most, or all of a class."""
     store = open_store(samples.root, samples.paths, size, cache)
     if store.skipped:
         reasons = [f"{path} ({reason})" for path, reason in store.skipped]
@@ -71,22 +75,11 @@ def read_all(samples: Samples, size: int, cache: Cache) -> Dataset:
             raise UserError(f"{verdict}: {some(reasons, 1)}")
         log.warning(f"{verdict} and are left out: {some(reasons, 3)}")
     readable = samples.select(store.readable)
-    _need_pictures(readable, 1, "no readable picture", among=np.unique(samples.labels))
+    _refuse(samples, np.setdiff1d(samples.labels, readable.labels), "no readable picture")
     return Dataset(readable, store, np.arange(len(readable)))
 
 
-def _need_pictures(samples: Samples, least: int, problem: str, among: np.ndarray | None = None) -> None:
-    counts = np.bincount(samples.labels, minlength=len(samples.classes))
-    labels = range(len(counts)) if among is None else among
-    if few := [samples.classes[label] for label in labels if counts[label] < least]:
-        raise UserError(f"{samples.root}: {problem} of {some(few)}: add pictures, or take the class away")
-
-
-def _warn_of_shared_pictures(samples: Samples, digests: np.ndarray) -> None:
-    assert samples.split is not None
-    if shared := shared_pictures(digests, samples.split):
-        pairs = [f"{samples.paths[val]} = {samples.paths[train]}" for train, val in shared]
-        log.warning(
-            f"{samples.root}: {len(pairs)} validation pictures are also training pictures, pixel for pixel, "
-            f"which inflates accuracy: {some(pairs, 3)}"
-        )
+def _refuse(samples: Samples, labels: np.ndarray, problem: str) -> None:
+    """Raise UserError when there are any ``labels``, (m,) int64, of classes with too few pictures."""
+    if names := [samples.classes[label] for label in labels]:
+        raise UserError(f"{samples.root}: {problem} of {some(names)}: add pictures, or take the class away")

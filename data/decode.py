@@ -1,4 +1,4 @@
-"""A picture file → an upright RGB square; or, in one line, why it cannot be one."""
+"""Turn a picture file into an upright RGB square, or say in one line why it cannot be one."""
 
 import threading
 import warnings
@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 # Named, so that no file is handed to a plug-in that starts another program (EPS does), whatever its suffix says.
 Image.init()
@@ -15,31 +15,22 @@ DECODER = 2  # part of a store's key: raise it whenever the same file would deco
 # Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a side
-AMPLE = 3
+AMPLE = 3  # times the square: a JPEG is decoded at no smaller scale
 # A file of a hundred bytes may decode to gigabytes. One such at a time: memory does not grow with the threads.
 HUGE = 25_000_000
 STRIP = 1_000_000  # pixels
 one_huge_picture = threading.Lock()
-# EXIF's orientation → what makes the picture upright; 1 is upright
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = ExifTags.Base.Orientation
 # Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(file: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB of a picture file: upright, alpha over white, the first frame of several.
+    """Decode a picture file to (size, size, 3) uint8 RGB: upright, alpha over white, the first frame of several.
 
     Resized to the square by Pillow's antialiased bilinear filter. A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale
-    where that leaves AMPLE times ``size``: as good as the whole within rounding, in a fraction of the time and memory.
-    Raises whatever Pillow does on a file it cannot read.
+    where that leaves AMPLE times ``size``: the same within rounding, in a fraction of the time and memory.
+    Raises whatever Pillow raises on a file that it cannot read.
     """
     if file.exists() and not file.is_file():
         raise ValueError("is no regular file")  # opening a pipe would wait for ever
@@ -55,17 +46,19 @@ def decode(file: Path, size: int) -> np.ndarray:
 
 
 def to_square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """(size, size, 3) uint8 RGB of an opened picture, or of this part of it, as ``decode`` says; it is not changed."""
+    """Turn a loaded picture, or its ``box``, into (size, size, 3) uint8 RGB as ``decode`` does; it stays as it is."""
     if not all(image.size):
         raise ValueError("has no pixels")
     square = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
     with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
-        square = square.transpose(TURNS[image.getexif()[ExifTags.Base.Orientation]])
+        square.info = {}  # of which the orientation alone counts, whatever else the block holds
+        square.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+        square = ImageOps.exif_transpose(square)
     return np.asarray(square)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB, 8 bits a channel: transparency over white, 16-bit grey by its upper byte."""
+    """Convert any mode but floating point to RGB: transparency over white, 16-bit grey by its upper byte."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255
@@ -78,7 +71,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """A picture with transparency → RGB. In strips: as RGBA the whole would take four bytes a pixel more at once."""
+    """Paste a picture with transparency over white, in strips: all of it as RGBA would take four bytes a pixel more."""
     white = Image.new("RGB", image.size, "white")
     rows = -(-STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -88,7 +81,7 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
-    """What ``decode`` returns, or in one line why it cannot."""
+    """Return what ``decode`` does, or in one line why it cannot."""
     try:
         return decode(file, size)
     except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …

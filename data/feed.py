@@ -11,18 +11,17 @@ from plumage.data.store import Store
 
 log = logging.getLogger("plumage")
 
-Mover = Callable[[np.ndarray], Tensor]
 Reader = Callable[[np.ndarray], Tensor]
 
 
 def reader(store: Store, device: torch.device) -> Reader:
-    """(b,) int64 rows of ``store`` → (b, side, side, 3) uint8, to be called by a thread ahead of need.
+    """Return a function (b,) int64 rows of ``store`` → (b, side, side, 3) uint8, for a thread to call ahead of need.
 
-    On a CUDA device, where the pictures lie if all of them take less than a third of the memory that is free, else
-    copied while it computes; for others, on the CPU.
+    A CUDA device keeps all pictures in its memory if they take less than a third of what is free; otherwise they are
+    copied to it while it computes. For other devices, the pictures stay on the CPU.
     """
     if device.type == "cuda" and store.pixels is not None:
-        torch.cuda.empty_cache()  # of a training before, which would count as taken
+        torch.cuda.empty_cache()  # memory of a training before, which would count as taken
         needed, free = store.pixels.nbytes, torch.cuda.mem_get_info(device)[0]
         if 3 * needed < free:
             log.info(f"all pictures move to {device}: {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
@@ -32,15 +31,15 @@ def reader(store: Store, device: torch.device) -> Reader:
 
 
 def resident(pixels: np.ndarray, device: torch.device) -> Reader:
-    """A reader from a copy of all ``pixels`` on ``device``."""
+    """Copy all ``pixels``, (n, side, side, 3) uint8, to ``device``, and return a reader from that copy."""
     copy, move = torch.empty(pixels.shape, dtype=torch.uint8, device=device), mover(device)
-    for start in range(0, len(pixels), 1024):  # in parts, since what is moved is copied to page-locked memory first
+    for start in range(0, len(pixels), 1024):  # not all at once, since each goes through page-locked memory
         copy[start : start + 1024] = move(np.array(pixels[start : start + 1024]))
     return lambda rows: copy[move(rows)]
 
 
-def mover(device: torch.device) -> Mover:
-    """What brings an array to ``device``: to a CUDA device while that computes. The calling thread waits for it."""
+def mover(device: torch.device) -> Callable[[np.ndarray], Tensor]:
+    """Return a function that brings an array to ``device``, and waits for that. A CUDA device goes on computing."""
     if device.type != "cuda":
         return torch.from_numpy
     stream = torch.cuda.Stream(device)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import count
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -11,84 +13,97 @@ from torch import Tensor
 
 from plumage.data.feed import Reader
 from plumage.data.seeding import Purpose, generator
-from plumage.data.share import Share, share_of
 from plumage.data.store import map_ahead
 
 AHEAD = 2  # batches in preparation while one is being computed
-Part = tuple[int, int]  # (rank, processes): which process's share of each batch, of how many
+
+
+class Pictures(NamedTuple):
+    """What batches are made of, and which process of how many they are for.
+
+    read: what data.feed.reader returns. rows, in the store, and labels: (n,) int64. batch_size: of all processes.
+    """
+
+    read: Reader
+    rows: np.ndarray
+    labels: np.ndarray
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+
+class Shard(NamedTuple):
+    """One process's pictures of a batch of ``whole``: their places in the batch, (m,) int64."""
+
+    places: np.ndarray
+    whole: int
 
 
 class Batch(NamedTuple):
     """iteration: 0-based, over the whole training. images: (b, side, side, 3) uint8. labels: (b,) int64, on the CPU.
 
-    share: which pictures of the batch these are, where several processes share it.
+    shard: which pictures of the batch these are, where several processes share it.
     """
 
     iteration: int
     images: Tensor
     labels: Tensor
-    share: Share
+    shard: Shard
+
+
+def shard_of(pictures: int, rank: int, world_size: int, after_neighbour: bool = False) -> Shard:
+    """Return what process ``rank`` computes of a batch: consecutive places, as many as the others have, or one more.
+
+    A process has at least two pictures, for BatchNorm, or none: of a small batch, the last processes have none.
+    after_neighbour: begin one place earlier, with the picture that mixup mixes the first with; a whole batch has it.
+    """
+    busy = max(min(world_size, pictures // 2), 1)
+    start, end = (pictures * min(process, busy) // busy for process in (rank, rank + 1))
+    earlier = after_neighbour and 0 < end - start < pictures
+    return Shard(np.arange(start - earlier, end) % pictures, pictures)
 
 
 def epoch_length(pictures: int, batch_size: int) -> int:
-    """Batches per epoch. The last may be partial, but a single picture, which BatchNorm cannot take, is left out."""
+    """Count an epoch's batches. The last may be partial; a single picture, which BatchNorm cannot take, is left out."""
     whole, rest = divmod(pictures, batch_size)
     return whole + (rest > 1)
 
 
 def epoch_order(pictures: int, seed: int, epoch: int) -> np.ndarray:
-    """(pictures,) int64: the order in which 0-based ``epoch`` goes through the training set."""
+    """Return (pictures,) int64: the order in which 0-based ``epoch`` goes through the training set."""
     return generator(seed, Purpose.ORDER, epoch).permutation(pictures)
 
 
-def train_batches(
-    read: Reader,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    batch_size: int,
-    seed: int,
-    start: int = 0,
-    part: Part = (0, 1),
-    with_neighbour: bool = False,
-) -> Iterator[Batch]:
-    """The endless stream of training batches from iteration ``start`` on; what lies before it costs nothing.
+def train_batches(pictures: Pictures, seed: int, start: int = 0, with_neighbour: bool = False) -> Iterator[Batch]:
+    """Yield training batches from iteration ``start`` on, without end; those before it cost nothing.
 
-    read: what data.feed.reader returns. rows: (n,) int64, the training pictures' rows in the store. labels: (n,) int64.
-    part, with_neighbour: whose share of each batch, and whether mixup will need the picture before it.
+    with_neighbour: begin each shard with the picture before it, which mixup needs.
     """
-    per_epoch = epoch_length(len(rows), batch_size)
-
-    def picks() -> Iterator[tuple[int, np.ndarray]]:
-        for epoch in count(start // per_epoch):
-            order = epoch_order(len(rows), seed, epoch)
-            for index in range(max(start - epoch * per_epoch, 0), per_epoch):
-                yield epoch * per_epoch + index, order[index * batch_size : (index + 1) * batch_size]
-
-    return _load(read, rows, labels, picks(), part, with_neighbour)
+    per_epoch = epoch_length(len(pictures.rows), pictures.batch_size)
+    order = lru_cache(maxsize=1)(partial(epoch_order, len(pictures.rows), seed))
+    picks = ((iteration, order(iteration // per_epoch), iteration % per_epoch) for iteration in count(start))
+    return _load(pictures, picks, with_neighbour)
 
 
-def eval_batches(
-    read: Reader, rows: np.ndarray, labels: np.ndarray, batch_size: int, part: Part = (0, 1)
-) -> Iterator[Batch]:
-    """Every picture once, in the order of ``rows``; of several processes, some may have no picture of a batch."""
-    starts = range(0, len(rows), batch_size)
-    picks = ((number, np.arange(len(rows))[start : start + batch_size]) for number, start in enumerate(starts))
-    return _load(read, rows, labels, picks, part)
+def eval_batches(pictures: Pictures) -> Iterator[Batch]:
+    """Yield every picture once, in the order of ``rows``. A process may have no picture of a batch."""
+    order = np.arange(len(pictures.rows))
+    picks = ((index, order, index) for index in range(ceil(len(order) / pictures.batch_size)))
+    return _load(pictures, picks)
 
 
 def _load(
-    read: Reader,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    picks: Iterable[tuple[int, np.ndarray]],
-    part: Part,
-    with_neighbour: bool = False,
+    pictures: Pictures, picks: Iterable[tuple[int, np.ndarray, int]], with_neighbour: bool = False
 ) -> Iterator[Batch]:
-    def load(pick: tuple[int, np.ndarray]) -> Batch:
-        iteration, batch = pick
-        share = share_of(len(batch), *part, with_neighbour)
-        members = batch[share.places]
-        return Batch(iteration, read(rows[members]), torch.from_numpy(labels[members]), share)
+    """Read the process's shard of each batch. picks: its iteration, the epoch's order, its index in the epoch."""
+
+    def load(pick: tuple[int, np.ndarray, int]) -> Batch:
+        iteration, order, index = pick
+        batch = order[index * pictures.batch_size : (index + 1) * pictures.batch_size]
+        shard = shard_of(len(batch), pictures.rank, pictures.world_size, with_neighbour)
+        members = batch[shard.places]
+        images, labels = pictures.read(pictures.rows[members]), torch.from_numpy(pictures.labels[members])
+        return Batch(iteration, images, labels, shard)
 
     pool = ThreadPoolExecutor(1)
     try:

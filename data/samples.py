@@ -11,8 +11,7 @@ import numpy as np
 class Samples:
     """Labelled pictures: ``root / paths[i]`` shows ``classes[labels[i]]``.
 
-    paths: relative to ``root``, with forward slashes, sorted.
-    labels: (n,) int64. classes: the names in label order.
+    paths: relative to ``root``, with forward slashes, sorted. labels: (n,) int64. classes: the names in label order.
     split: (n,) "train" or "val" where the source has its own split, else None.
     """
 
@@ -26,14 +25,12 @@ class Samples:
         return len(self.paths)
 
     def select(self, rows: np.ndarray) -> "Samples":
-        """The samples of these rows (int64 indices), in their order, over the same classes."""
-        paths = [self.paths[row] for row in rows]
-        return replace(
-            self, paths=paths, labels=self.labels[rows], split=None if self.split is None else self.split[rows]
-        )
+        """Return the samples of these rows, (m,) int64, in that order, over the same classes."""
+        paths, split = [self.paths[row] for row in rows], None if self.split is None else self.split[rows]
+        return replace(self, paths=paths, labels=self.labels[rows], split=split)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """``names`` for a message of one line: the first few, what cannot be printed escaped, and how many more."""
+    """Join ``names`` for a message of one line: the first few, what cannot be printed escaped, and how many more."""
     shown = (name if name.isprintable() else repr(name)[1:-1] for name in names[:most])
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,5 +16,5 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
-    """An independent stream for each (seed, purpose, index), index being an epoch, an iteration or a label."""
+    """Return the independent stream of (seed, purpose, index); index: an epoch, an iteration or a label."""
     return np.random.default_rng([seed, purpose, index])

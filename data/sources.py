@@ -1,7 +1,4 @@
-"""``--data`` → Samples: which pictures there are, and what each shows.
-
-Class folders, ``train/`` beside ``val/``, or CUB-200-2011. The built-in birds become class folders.
-"""
+"""From ``--data`` to Samples: class folders, ``train/`` beside ``val/``, CUB-200-2011, or the built-in birds."""
 
 import logging
 import os
@@ -18,6 +15,7 @@ from plumage.data.cub import fetch_cub200, is_cub, read_cub
 from plumage.data.samples import Samples, some
 from plumage.data.store import Cache
 from plumage.errors import UserError
+from plumage.recipe import is_birds
 
 log = logging.getLogger("plumage")
 
@@ -27,17 +25,17 @@ SUFFIXES = {
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
 RUN_FILES = ("recipe.json", "classes.json", "split.csv")
+Classes = dict[str, list[str]]  # class name → sorted paths of its pictures
 
 
 def locate(data: str, cache: Cache) -> Path:
-    """The folder that ``--data`` names: ``birds[:...]`` and ``cub200`` are drawn or fetched into ``cache`` once."""
-    birds = data.partition(":")[0] == "birds"
-    if birds or data == "cub200":
+    """Return the folder that ``--data`` names. ``birds[:...]`` is drawn, ``cub200`` fetched into ``cache``, once."""
+    if is_birds(data) or data == "cub200":
         if Path(data).is_dir() and not Path(data).samefile(Path(plumage.birds.__file__).parent):
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
-        return built_in_birds(data, cache) if birds else fetch_cub200(cache.folder)
+        return _built_in_birds(data, cache) if is_birds(data) else fetch_cub200(cache.folder)
     folder = Path(os.path.expanduser(data))  # noqa: PTH111 (which leaves an unknown ~user as it is)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -45,8 +43,20 @@ def locate(data: str, cache: Cache) -> Path:
     return folder
 
 
+def _built_in_birds(data: str, cache: Cache) -> Path:
+    options = parse_birds(data)
+    folder = cache.folder / birds_folder(options)
+    if not folder.is_dir():
+        log.info(f"drawing the birds into {folder} (once)")
+        try:
+            draw_birds(folder, **options, workers=cache.workers)
+        except OSError as error:
+            raise UserError(f"--cache {cache.folder}: cannot be written ({error}); give another folder") from error
+    return folder
+
+
 def list_samples(folder: Path, least_classes: int = 2) -> Samples:
-    """Every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from."""
+    """List every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from."""
     samples = read_cub(folder) if is_cub(folder) else read_folders(folder)
     if len(samples.classes) < least_classes:
         raise UserError(f"--data {folder}: only one class ({samples.classes[0]}); two are needed{_hint(folder)}")
@@ -54,105 +64,91 @@ def list_samples(folder: Path, least_classes: int = 2) -> Samples:
 
 
 def list_pictures(inputs: Iterable[str]) -> list[str]:
-    """Paths of all pictures that ``inputs`` name or that lie below the folders among them: each once, sorted.
+    """List each picture that ``inputs`` name, or that lies below a folder among them, once, sorted.
 
-    As text: of a million paths, that is all that is kept. A file that is named is one whatever its suffix says.
+    As text: of a million paths, that is all that is kept. A named file counts as a picture whatever its suffix says.
+    Raises UserError when one of ``inputs`` is not there, or is a folder without pictures.
     """
-    found, missing, ignored = set[str](), list[str](), Counter[str]()
+    pictures, missing, ignored = set[str](), list[str](), Counter[str]()
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             inside = set(_pictures(path, name if name.endswith("/") else f"{name}/", ignored))
             if not inside:
                 raise UserError(f"{name} holds no pictures; give another folder, or files")
-            found |= inside
+            pictures |= inside
         elif path.exists():
-            found.add(name)
+            pictures.add(name)
         else:
             missing.append(name)
     if missing:
         raise UserError(f"no such picture or folder: {some(missing, 3)}")
-    if ignored:
-        log.info(f"ignored {some(_counted(ignored), 8)}")
-    return sorted(found)
-
-
-def built_in_birds(data: str, cache: Cache) -> Path:
-    asked = parse_birds(data)
-    folder = cache.folder / birds_folder(asked)
-    if not folder.is_dir():
-        log.info(f"drawing the birds into {folder} (once)")
-        try:
-            draw_birds(folder, **asked, workers=cache.workers)
-        except OSError as error:
-            raise UserError(f"--cache {cache.folder}: cannot be written ({error}); give another folder") from error
-    return folder
+    _name_ignored("", ignored)
+    return sorted(pictures)
 
 
 def read_folders(folder: Path) -> Samples:
-    """Class folders, or ``train/`` and ``val/`` holding class folders. Labels go by name, from one list."""
+    """List class folders, or ``train/`` and ``val/`` holding class folders, where the same name is the same class."""
     ignored: Counter[str] = Counter()
     sides = _sides(folder, ignored)
-    if ignored:
-        log.info(f"{folder}: ignored {some(_counted(ignored), 8)}")
+    _name_ignored(f"{folder}: ", ignored)
     for prefix, members in sides.values():
         if not members:
             raise UserError(_nothing_in(folder / prefix))
-    classes = sorted({name for _, members in sides.values() for name, _ in members})
-    if len(sides) == 2:
-        _name_lopsided_classes(folder, *({name for name, _ in members} for _, members in sides.values()))
+    has_split = len(sides) == 2
+    if has_split:
+        train, val = (members.keys() for _, members in sides.values())
+        for lopsided, missing in ((val - train, "training"), (train - val, "validation")):
+            if lopsided:
+                log.warning(f"{folder}: no {missing} pictures of {some(sorted(lopsided))}")
+    classes = sorted(set().union(*(members for _, members in sides.values())))
     label = {name: index for index, name in enumerate(classes)}
     # With the folders sorted, their slash included, all paths are, since each folder's own are.
     folders = sorted(
         (f"{prefix}{name}/", label[name], side, paths)
         for side, (prefix, members) in sides.items()
-        for name, paths in members
+        for name, paths in members.items()
     )
     _, labels, names, paths = zip(*folders, strict=True)
     counts = [len(each) for each in paths]
-    split = np.repeat(names, counts) if len(sides) == 2 else None
+    split = np.repeat(names, counts) if has_split else None
     return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
 
 
-def _sides(folder: Path, ignored: Counter[str]) -> dict[str, tuple[str, list[tuple[str, list[str]]]]]:
-    """Of train and val, or of "" that is yet to be split: what the paths begin with, and the class folders."""
-
-    def side(prefix: str) -> tuple[str, list[tuple[str, list[str]]]]:
-        return prefix, list(_class_folders(folder, prefix, ignored))
-
+def _sides(folder: Path, ignored: Counter[str]) -> dict[str, tuple[str, Classes]]:
+    """Find "train" and "val", or "" where there is no split: of each, what its paths begin with, and its classes."""
     names = [entry.name for entry in _visible(folder, Counter()) if entry.is_dir()]
     children = {name.lower(): name for name in names}
-    train, val = (
-        next((children[name] for name in usual if name in children), None) for usual in (TRAIN_NAMES, VAL_NAMES)
-    )
+    train, val = (next(filter(None, map(children.get, usual)), None) for usual in (TRAIN_NAMES, VAL_NAMES))
     if train is None or val is None:
-        return {"": side("")}
+        return {"": ("", _class_folders(folder, "", ignored))}
     ignored.update(f"{name}/" for name in names if name not in (train, val))
-    sides = {"train": side(f"{train}/"), "val": side(f"{val}/")}
+    learnt, held_out = (_class_folders(folder, f"{name}/", ignored) for name in (train, val))
     if val.lower() == "test":
-        learnt, asked = ({name for name, _ in members} for _, members in sides.values())
-        if not learnt & asked:  # as in competitions
+        if not learnt.keys() & held_out.keys():  # as in competitions
             log.info(f"{folder}: {val}/ has no folders of {train}/'s classes, so a part of {train}/ validates")
-            return {"": sides["train"]}
+            return {"": (f"{train}/", learnt)}
         log.info(f"{folder}: no val/, so {val}/ is the validation set")
-    return sides
+    return {"train": (f"{train}/", learnt), "val": (f"{val}/", held_out)}
 
 
-def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """(class name, sorted relative paths of its pictures) of every class folder that has any."""
+def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Classes:
+    """List every class folder in ``folder / prefix`` that has any pictures; paths are relative to ``folder``."""
+    classes: Classes = {}
     for entry in _visible(folder / prefix, ignored):
         if not entry.is_dir():
             ignored["files outside the class folders"] += 1
         elif paths := sorted(_pictures(Path(entry.path), f"{prefix}{entry.name}/", ignored)):
-            yield entry.name, paths
+            classes[entry.name] = paths
         else:
             ignored[f"the empty class {entry.name}"] += 1
+    return classes
 
 
 def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]:
-    """``prefix`` and the way from ``folder`` to each picture below it.
+    """Yield ``prefix`` and the way from ``folder`` to each picture below it.
 
-    Follows a link to each folder once: links in circles, or from all folders to all others, come to an end.
+    Follow a link to each folder once: links in circles, or from all folders to all others, come to an end.
     """
     waiting, followed = [(folder, prefix)], {folder.resolve()}
     while waiting:
@@ -175,8 +171,10 @@ def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]
                 ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
 
 
-def _counted(ignored: Counter[str]) -> list[str]:
-    return [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
+def _name_ignored(where: str, ignored: Counter[str]) -> None:
+    if ignored:
+        counted = [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
+        log.info(f"{where}ignored {some(counted, 8)}")
 
 
 def _is_picture(name: str) -> bool:
@@ -184,6 +182,7 @@ def _is_picture(name: str) -> bool:
 
 
 def _visible(folder: Path, ignored: Counter[str]) -> "list[os.DirEntry[str]]":
+    """List what is in ``folder`` and not hidden, sorted by name."""
     try:
         with os.scandir(folder) as entries:
             everything = sorted(entries, key=lambda entry: entry.name)
@@ -195,12 +194,6 @@ def _visible(folder: Path, ignored: Counter[str]) -> "list[os.DirEntry[str]]":
     return visible
 
 
-def _name_lopsided_classes(folder: Path, train: set[str], val: set[str]) -> None:
-    for names, missing in ((val - train, "training"), (train - val, "validation")):
-        if names:
-            log.warning(f"{folder}: no {missing} pictures of {some(sorted(names))}")
-
-
 def _nothing_in(folder: Path) -> str:
     loose = sum(_is_picture(entry.name) for entry in _visible(folder, Counter()))
     what = f"{loose} pictures but no class folders" if loose else "no pictures"
@@ -208,7 +201,7 @@ def _nothing_in(folder: Path) -> str:
 
 
 def _hint(folder: Path) -> str:
-    """Where a download was unpacked one folder too deep, or only train/ is there, its folder is what the user means."""
+    """Name the folder inside that is meant: a download was unpacked one folder too deep, or only train/ is there."""
     for entry in _visible(folder, Counter()):
         if entry.is_dir() and sum(inner.is_dir() for inner in _visible(Path(entry.path), Counter())) >= 2:
             return f"; did you mean --data '{entry.path}'?"

@@ -1,12 +1,9 @@
 """Every picture decoded and resized once, into one memory-mapped array on disk; and which files could not be read."""
 
-import csv
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,19 +20,18 @@ from tqdm import tqdm
 
 from plumage.data.decode import DECODER, decode_or_reason
 from plumage.errors import UserError
+from plumage.files import folder_written_whole, is_below, read_table, remove_abandoned, write_table
 from plumage.hardware.cores import usable_cores
 
 log = logging.getLogger("plumage")
 
 A = TypeVar("A")
 B = TypeVar("B")
+SKIPPED = ("path", "reason")  # the columns of skipped.csv
 
 
 class Cache(NamedTuple):
-    """Where decoded pictures and fetched data are kept. Without ``use_store``, pictures are decoded when they are read.
-
-    workers: threads that decode; one for each usable core unless it is given.
-    """
+    """Where fetched data and, if ``use_store``, decoded pictures are kept; and how many threads decode: ``workers``."""
 
     folder: Path
     use_store: bool = True
@@ -44,7 +40,7 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The readable ones of ``root / paths[i]``, as squares of side ``size``: row i is that of ``paths[readable[i]]``.
+    """The pictures below ``root`` that can be read, as squares of side ``size``: row i shows ``paths[readable[i]]``.
 
     readable: (n,) int64. digests: (n, 16) uint8, a hash of each row's pixels. skipped: (path, reason) of the others.
     pixels: (n, size, size, 3) uint8 on disk, or None: then files are decoded whenever they are read.
@@ -60,7 +56,7 @@ class Store:
     pixels: np.ndarray | None = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), size, size, 3) uint8 RGB. Raises UserError where a file can no longer be read."""
+        """Return (len(rows), size, size, 3) uint8 RGB. Raises UserError when a file can no longer be read."""
         if self.pixels is not None:
             return self.pixels[rows]
         with ThreadPoolExecutor(self.workers) as pool:
@@ -73,18 +69,21 @@ class Store:
 
 
 def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
-    """The store of ``paths`` below ``root`` at side ``size``; built where the cache does not hold it yet.
+    """Open the store of ``paths`` below ``root`` at side ``size``; build it first where the cache does not hold it.
 
-    It is known by its files' names, sizes and times, by ``size`` and by the decoder. Without a store, or room for it,
-    files are only checked here and decoded whenever they are read.
+    A store is known by its files' names, sizes and times, by ``size`` and by the decoder. Without a store, or room for
+    it, files are only checked here, and decoded whenever they are read.
     """
     workers = cache.workers
     if cache.use_store:
         home = cache.folder / "stores" / f"{root.resolve().name[:100]}-{size}px-{_key(root, paths, size)}"
         try:
             if home.is_dir():
-                if store := _load_whole(home, root, paths, size, workers):
-                    return store
+                with suppress(Exception):  # whatever numpy and zipfile make of a damaged file
+                    store = _load(home, root, paths, size, workers)
+                    # A chmod makes a file readable without changing its time.
+                    if all(isinstance(decode_or_reason(root / path, size), str) for path, _ in store.skipped):
+                        return store
                 shutil.rmtree(home)
             _build(home, root, paths, size, workers)
             return _load(home, root, paths, size, workers)
@@ -94,7 +93,7 @@ def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
 
 
 def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """``map`` in order over a pool, with at most ``ahead`` results waiting: memory stays flat however many items."""
+    """Map in order over a pool, with at most ``ahead`` results waiting, so that memory does not grow with the items."""
     rest = iter(items)
     waiting = deque(pool.submit(function, item) for item in islice(rest, ahead))
     try:
@@ -107,40 +106,23 @@ def map_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A], ah
             future.cancel()
 
 
-def is_below(path: str) -> bool:
-    """Whether a path that some file gives, relative to a folder, stays in that folder."""
-    pure = PurePath(path)
-    return not pure.anchor and ".." not in pure.parts and "\0" not in path
-
-
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        csv.writer(handle).writerows([("path", "reason"), *skipped])
+    """Write (path, reason) of the files that could not be read as CSV."""
+    write_table(file, SKIPPED, skipped)
 
 
 def read_skipped(file: Path) -> list[tuple[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-            rows = [(path, reason) for path, reason in csv.reader(handle)][1:]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    """Read back what ``write_skipped`` wrote. Raises UserError when it is damaged."""
+    rows = [(path, reason) for _, (path, reason) in read_table(file, SKIPPED)]
     if outside := [path for path, _ in rows if not is_below(path)]:
         raise UserError(f"{file} is damaged: {outside[0]!r} leaves the data folder")
     return rows
 
 
-def _load_whole(home: Path, root: Path, paths: list[str], size: int, workers: int) -> Store | None:
-    """None where a store is damaged, or what could not be read now can: a chmod does not change a file's time."""
-    try:
-        store = _load(home, root, paths, size, workers)
-    except (Exception, UserError):  # whatever numpy and zipfile make of a damaged file
-        return None
-    return store if all(isinstance(decode_or_reason(root / path, size), str) for path, _ in store.skipped) else None
-
-
 def _key(root: Path, paths: list[str], size: int) -> str:
-    about = f"{DECODER} {PIL.__version__} {size} {root.resolve()}"
-    key = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
+    """Hash what decides a store's pixels: the decoder, the side, and the files' names, sizes and times."""
+    decoder = f"{DECODER} {PIL.__version__} {size} {root.resolve()}"
+    key = hashlib.blake2b(decoder.encode(errors="surrogateescape"), digest_size=8)
     for path in paths:
         line = f"\n{path}"
         with suppress(OSError):  # a file that is gone shows when it is decoded
@@ -151,23 +133,18 @@ def _key(root: Path, paths: list[str], size: int) -> str:
 
 
 def _build(home: Path, root: Path, paths: list[str], size: int, workers: int) -> None:
-    """Beside, then renamed: a build that is killed, or a second one at the same time, leaves no half store."""
+    """Write a store whole: a killed build, or two at the same time, leave no half store."""
     home.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(home.parent)
+    remove_abandoned(home.parent)
     needed, free = len(paths) * size * size * 3, shutil.disk_usage(home.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-    draft = Path(tempfile.mkdtemp(dir=home.parent, prefix=".draft-"))
-    try:
+    with folder_written_whole(home) as draft:
         # Written in order rather than through a memory map: a full disk is then an error, not the process's death.
         with (draft / "pixels").open("wb") as out:
             readable, digests, skipped = _decode_all(root, paths, size, workers, "decoding", out.write)
         np.savez(draft / "index.npz", readable=readable, digests=digests)
         write_skipped(draft / "skipped.csv", skipped)
-        with suppress(OSError):  # another process may have been faster: its store is as good
-            draft.rename(home)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _load(home: Path, root: Path, paths: list[str], size: int, workers: int) -> Store:
@@ -177,17 +154,10 @@ def _load(home: Path, root: Path, paths: list[str], size: int, workers: int) -> 
     return Store(root, paths, size, workers, index["readable"], index["digests"], skipped, pixels)
 
 
-def _remove_abandoned(stores: Path) -> None:
-    """What killed builds left behind. A build at work writes all the time: a day of silence means that it is dead."""
-    for draft in stores.glob(".draft-*"):
-        with suppress(OSError):
-            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > 86_400:
-                shutil.rmtree(draft)
-
-
 def _decode_all(
     root: Path, paths: list[str], size: int, workers: int, verb: str, write: Callable[[memoryview], object]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    """Decode ``paths`` in order, and ``write`` each one's pixels. Returns Store's readable, digests and skipped."""
     readable: list[int] = []
     digests: list[bytes] = []
     skipped: list[tuple[str, str]] = []

@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """The cores that the process may run on, as far as their time is granted to it."""
+    """Count the cores that the process may run on, as far as their time is granted to it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, ceil(min(cores, granted_cores(Path("/sys/fs/cgroup")))))
 
 
 def granted_cores(groups: Path) -> float:
-    """How many cores' time the control group below ``groups`` grants, by ``docker --cpus`` say; inf without a limit."""
+    """Return how many cores' time the control group in ``groups`` grants (``docker --cpus``); inf without a limit."""
     with suppress(OSError, ValueError):  # version 2: "150000 100000", or "max 100000"
         quota, period = (groups / "cpu.max").read_text().split()
         return int(quota) / int(period)
     with suppress(OSError, ValueError):  # version 1: −1 is no limit
-        time, each = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return time / each if time > 0 else inf
+        limit, each = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return limit / each if limit > 0 else inf
     return inf

@@ -18,7 +18,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 @dataclass(frozen=True)
 class Machine:
-    """precision: "fp32", "bf16" or "fp16". deterministic: see set_up."""
+    """What a command computes on. precision: "fp32", "bf16" or "fp16". deterministic: see set_up."""
 
     device: torch.device
     precision: str
@@ -27,18 +27,19 @@ class Machine:
 
     @property
     def look_every(self) -> int:
-        """Iterations from one look at the metrics to the next: a GPU has to be waited for."""
+        """Iterations from one look at the metrics to the next: each look has to wait for a GPU."""
         return 1 if self.device.type == "cpu" else 10
 
     def autocast(self) -> torch.autocast:
+        """Return the context in which a network computes in ``precision``."""
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
 
 def set_up(device: torch.device, cores: int, deterministic: bool = False) -> None:
-    """torch's switches, for the whole process. Call before anything is computed: cuBLAS looks only once.
+    """Set torch's switches for the whole process, before anything is computed: cuBLAS looks only once.
 
-    cores: threads more than these would wait for each other. deterministic: only algorithms that give the same bits
-    each time, which a CPU's always do, with the same number of threads.
+    cores: more threads than these would wait for each other. deterministic: use only algorithms that give the same
+    bits each time, as a CPU's always do with the same number of threads.
     """
     torch.set_num_threads(min(torch.get_num_threads(), cores))
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions do; only with fp32 is there any to use it
@@ -53,8 +54,8 @@ def set_up(device: torch.device, cores: int, deterministic: bool = False) -> Non
 def _keep_memory() -> None:
     """Let the C library keep what is freed, as torch does on GPUs.
 
-    glibc gives blocks as large as a network's activations back to the system, and then gets them anew page by page, in
-    every step: on a CPU, a fifth of its time (benchmarks/results/memory-cpu.md).
+    In every step, glibc gives blocks as large as a network's activations back to the system, and gets them anew page
+    by page: on a CPU, a fifth of the step's time (benchmarks/results/memory-cpu.md).
     """
     with suppress(AttributeError, OSError, TypeError):  # another library has no such function
         glibc = ctypes.CDLL(None)
@@ -63,7 +64,7 @@ def _keep_memory() -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is a GPU where there is one. MPS has to be asked for: some of its operations give other numbers."""
+    """Choose what to compute on; ``auto``: CUDA or the CPU, never MPS, whose numbers can differ. Raises UserError."""
     if device == "cpu" and "LOCAL_RANK" in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ignite would reduce on a GPU wherever torch sees one
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -74,16 +75,17 @@ def choose_device(device: str) -> torch.device:
     if not available.get(device):
         raise UserError(f"--device {device}: torch finds none on this machine; take --device auto")
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun starts a process for each
-        device, there = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()
-        if int(os.environ["LOCAL_RANK"]) >= there:
-            raise UserError(f"torchrun --nproc-per-node: this machine has {there} GPUs; start no more processes")
+        device, gpus = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()
+        if int(os.environ["LOCAL_RANK"]) >= gpus:
+            raise UserError(f"torchrun --nproc-per-node: this machine has {gpus} GPUs; start no more processes")
     return torch.device(device)
 
 
 def choose_precision(precision: str, device: torch.device, as_trained: str = "auto") -> str:
-    """``auto`` is the fastest that the hardware computes in itself: bf16, else fp16 on CUDA, else fp32.
+    """Choose the precision: ``auto`` is the fastest that the hardware has: bf16, else fp16 on CUDA, else fp32.
 
-    An evaluation's ``auto`` is what training had, where the device can do it, so that it gives the same numbers.
+    as_trained: what training had; ``auto`` then takes that where the device can, so that it gives the same numbers.
+    Raises UserError for fp16 without CUDA.
     """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(f"--precision fp16: needs a CUDA device, not {device}; take bf16 or fp32")
@@ -93,5 +95,6 @@ def choose_precision(precision: str, device: torch.device, as_trained: str = "au
         return as_trained
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # Private, since torch 2.6 has no public way to ask; its later get_capabilities can take over when it is required.
     bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bf16" if bf16 else "fp32"

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
 
 
 def environment(machine: "Machine") -> dict[str, Any]:
-    """What a result may depend on beyond the recipe."""
+    """Collect what environment.json holds."""
     import ignite.distributed as idist  # noqa: PLC0415 (takes seconds, and who reads a run needs none)
     import torch  # noqa: PLC0415
 
@@ -34,9 +35,16 @@ def environment(machine: "Machine") -> dict[str, Any]:
         "compile": machine.compile,
         "deterministic": machine.deterministic,
         "git_commit": _git_commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _command() -> str:
+    """Return the command line to type again: of ``main.py``, or of the installed ``plumage``."""
+    program, *arguments = sys.argv
+    started = ["plumage"] if Path(program).name == "plumage" else ["python", program]
+    return shlex.join([*started, *arguments])
 
 
 def _cpu_name() -> str:
@@ -47,8 +55,7 @@ def _cpu_name() -> str:
 
 def _git_commit() -> str | None:
     here = Path(__file__).parent
-    try:
+    with suppress(OSError):
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+        return done.stdout.strip() or None
+    return None

@@ -7,19 +7,25 @@ from torch import Tensor, distributed, nn
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with its BatchNorms normalising, in training, over all processes; the state dict stays as it is."""
+    """Make the BatchNorms inside ``model`` normalise over all processes in training. Its state dict stays as it is."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
+    for name, module in list(model.named_modules()):
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm  # which has nothing of its own but what it computes
+            model.set_submodule(name, SyncBatchNorm(module))
     return model
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """What torch.nn.SyncBatchNorm computes on GPUs alone. A process may have no picture of a batch."""
+    """``norm``, computed as torch.nn.SyncBatchNorm does on GPUs alone. A process may have no picture of a batch."""
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.load_state_dict(norm.state_dict(keep_vars=True), assign=True)
+        self.train(norm.training)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalise (b, c, h, w), b from 0, in float32 at least; the result has the dtype of ``images``."""
         if not self.training:
             return super().forward(images)
         assert self.momentum is not None
@@ -31,9 +37,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         mean = wide.sum((0, 2, 3)) / count.clamp(min=1)
         spread = (wide - mean[:, None, None]).square().sum((0, 2, 3))
         # Each process's row, put together by a sum, which autograd can go back through.
-        rank, processes = distributed.get_rank(), distributed.get_world_size()
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
         own = torch.stack([count.expand_as(mean), mean, spread])
-        counts, means, spreads = _Sum.apply(own * (torch.arange(processes) == rank)[:, None, None]).unbind(1)
+        counts, means, spreads = _Sum.apply(own * (torch.arange(world_size) == rank)[:, None, None]).unbind(1)
         total = counts.sum(0)
         mean = (counts * means).sum(0) / total
         spread = (spreads + counts * (means - mean).square()).sum(0)
@@ -46,7 +52,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Over the processes, of values and of gradients. torch's own is deprecated, and its successor is not public."""
+    """Sum values over the processes, and their gradients. torch's own is deprecated, and its successor not public."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -56,6 +62,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed = gradient.clone()
-        distributed.all_reduce(summed)
-        return summed
+        return _Sum.forward(ctx, gradient)

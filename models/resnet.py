@@ -10,28 +10,28 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck, ResNet, conv3x3
+from torchvision.ops import Conv2dNormActivation
 
 
 def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
-    """The ResNet called ``name``, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
+    """Build the ResNet called ``name``, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
 
-    In channels-last memory format, the fastest for convolutions in low precision.
     zero_gamma: residual blocks begin as the identity, their last BatchNorm's γ being 0 (He et al. 2019, section 3.1).
     """
     base = "resnet50" if name in TWEAKS else name
     model: nn.Module = get_model(base, weights=None, num_classes=classes, zero_init_residual=zero_gamma)
     for tweak in TWEAKS.get(name, ()):
         tweak(model)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # the fastest for convolutions in low precision
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, bias_decay: bool = True, head_lr_multiplier: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Every parameter once, in four groups for torch.optim.SGD: the body's weights, the rest of it, and the head's two.
+    """Sort the parameters into four groups for torch.optim.SGD: the body's weights, its others, and the head's two.
 
     Weights are those of convolutions and linear layers. Without bias_decay they alone decay, neither biases nor
-    BatchNorms (He et al. 2019, section 3.1). ``lr_scale`` is for the schedule to multiply a group's rate by:
+    BatchNorms (He et al. 2019, section 3.1). The schedule multiplies a group's rate by its ``lr_scale``:
     head_lr_multiplier for the head, which is ``model.fc``, and 1 for the body.
     """
     head = set(model.get_submodule("fc").parameters())
@@ -48,24 +48,20 @@ def parameter_groups(
 
 
 def _stride_first(model: ResNet) -> None:
-    """The original block: its first 1×1 convolution down-samples, and skips three quarters of the input."""
+    """Let the first 1×1 convolution down-sample, as in the original block: it skips three quarters of its input."""
     for block in _blocks(model):
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _deep_stem(model: ResNet) -> None:
-    """C: three 3×3 convolutions in place of the stem's 7×7."""
-    model.conv1 = nn.Sequential(
-        *(conv3x3(3, 32, stride=2), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
-        *(conv3x3(32, 32), nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
-        conv3x3(32, 64),
-    )
+    """Replace the stem's 7×7 convolution by three of 3×3: C."""
+    model.conv1 = nn.Sequential(*Conv2dNormActivation(3, 32, stride=2), *Conv2dNormActivation(32, 32), conv3x3(32, 64))
     for convolution in model.conv1[::3]:
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
 
 
 def _pooled_shortcut(model: ResNet) -> None:
-    """D, after C: shortcuts down-sample by average pooling, so that their 1×1 convolution skips nothing."""
+    """Down-sample in shortcuts by average pooling, so that their 1×1 convolution skips nothing: after C, D."""
     for block in _blocks(model):
         if block.downsample is not None:
             convolution, norm = block.downsample

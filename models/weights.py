@@ -1,4 +1,4 @@
-"""Weights into a model, safely: nothing is unpickled beyond tensors and plain containers."""
+"""Load weights into a model, safely: nothing is unpickled but tensors and plain containers."""
 
 import hashlib
 import pickle
@@ -35,9 +35,9 @@ class Weights(NamedTuple):
 
 
 def pretrained_weights(name: str, weights: str) -> Weights:
-    """What the ResNet called ``name`` starts from. weights: ``imagenet``, ``imagenet-v2`` or a file's path.
+    """Load what the ResNet called ``name`` starts from. weights: ``imagenet``, ``imagenet-v2`` or a file's path.
 
-    Raises UserError when it cannot be had, or when the file says that it is of another network.
+    Raises UserError when it cannot be loaded, or when the file says that it is of another network.
     """
     source = f"--weights {weights}"
     if weights in TORCHVISION:
@@ -54,7 +54,7 @@ def pretrained_weights(name: str, weights: str) -> Weights:
 def trained_model(
     file: str | Path, source: str, classes: list[str], name: str | None = None, **sides: int
 ) -> nn.Module:
-    """The network of a checkpoint, with its weights. Raises UserError, beginning with ``source``, where there is none.
+    """Build the network of a checkpoint, with its weights. Raises UserError, beginning with ``source``, if it cannot.
 
     classes: what it has to tell apart. name: which ResNet it is, where the file may not say so. sides: the resize and
     crop of the pictures that it gets.
@@ -77,7 +77,7 @@ def trained_model(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the weights, by which a checkpoint is known under any file name. Counters are no weights."""
+    """Hash the weights, so that a checkpoint is known under any file name. Counters are no weights."""
     digest = hashlib.blake2b(digest_size=16)
     for key, value in model.state_dict().items():
         if not key.endswith(".num_batches_tracked"):
@@ -87,10 +87,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def load_pretrained(model: nn.Module, weights: Weights, classes: list[str]) -> bool:
-    """Load ``weights``, the head (``fc``) only if it is for ``classes``; else the model keeps its own.
-
-    Returns whether the head was taken over. Raises UserError like ``load_state``.
-    """
+    """Load ``weights``, the head (``fc``) only if it is for ``classes``. Return whether it is. Raises as load_state."""
     same_classes = weights.classes == classes
     head = weights.state if same_classes else model.state_dict()
     body = {key: value for key, value in weights.state.items() if not key.startswith("fc.")}
@@ -99,7 +96,7 @@ def load_pretrained(model: nn.Module, weights: Weights, classes: list[str]) -> b
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """``load_state_dict``, strict; what does not fit is a UserError of one line that begins with ``source``.
+    """Load a state dict, strictly. Raises UserError, beginning with ``source``, when it does not fit.
 
     Floats of another precision are converted. BatchNorm's counters, which old files lack, may be missing.
     """
@@ -130,26 +127,27 @@ def _classes_of(checkpoint: dict[str, Any]) -> list[str] | None:
 
 
 def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
+    """Say why ``state`` does not fit a model of the state dict ``own``; "" where it does."""
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
-    its, theirs = ([DESIGNS[key] for key in DESIGNS if key in keys] for keys in (missing, extra))
-    if its and theirs:
-        return f"they have {theirs[0]}, and it has {its[0]}"
+    model_design, file_design = ([DESIGNS[key] for key in DESIGNS if key in keys] for keys in (missing, extra))
+    if model_design and file_design:
+        return f"they have {file_design[0]}, and it has {model_design[0]}"
     if missing or extra:
         sides = (("missing", missing), ("superfluous", extra))
         return " and ".join(f"{what} is {keys[0][:80]!r} (1 of {len(keys)})" for what, keys in sides if keys)
     for key, value in own.items():
-        found = state[key]
-        shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        new = state[key]
+        shape = tuple(new.shape) if isinstance(new, Tensor) else f"a {type(new).__name__}"
         if shape != tuple(value.shape):
             return f"{key} is {shape} and should be {tuple(value.shape)}"
-        if found.layout != value.layout or found.is_meta or found.dtype.is_floating_point < value.is_floating_point():
+        if new.layout != value.layout or new.is_meta or new.is_floating_point() < value.is_floating_point():
             return f"{key} is no dense tensor of floats"
     return ""
 
 
 def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The dictionary in a ``torch.save`` or ``.safetensors`` file. Raises UserError if absent, damaged or with code."""
+    """Read the dictionary in a ``torch.save`` or ``.safetensors`` file. Raises UserError for any other content."""
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file")
     try:
@@ -160,7 +158,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:  # whose text recommends to unpickle it nevertheless
         way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path} is no checkpoint, or holds more than weights and plain values: {way_out}") from error
-    except torch.OutOfMemoryError:  # no fault of the file's
+    except (UserError, torch.OutOfMemoryError):  # the latter is no fault of the file's
         raise
     except Exception as error:  # on a damaged file torch raises nearly anything
         raise UserError(f"{path} is no checkpoint, or a damaged one: {first_line(error)[:150]}") from error
@@ -170,7 +168,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch.save never compresses, but torch.load would unpack: a bomb of a few megabytes could take all memory."""
+    """Raise UserError for a compressed file. torch.save makes none, and a small one could unpack to fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -179,10 +177,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, of this project or under ``state_dict``, or in a bare state dict.
-
-    Without the prefix that DistributedDataParallel and torch.compile put before all keys.
-    """
+    """Return a checkpoint's weights (``model``, ``state_dict`` or all of it), without DDP's and compile's prefixes."""
     wrapped = (checkpoint.get(key) for key in ("model", "state_dict"))
     state = next((value for value in wrapped if isinstance(value, dict)), checkpoint)
     state = {str(key): value for key, value in dict.items(state)}
@@ -193,6 +188,7 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
+    """Load torchvision's weights, downloaded once. Raises UserError when there are none, or no network."""
     entries = get_model_weights(name).__members__ if name in list_models() else {}
     if TORCHVISION[weights] not in entries:
         way_out = "--weights imagenet" if entries else "--weights FILE with timm's, --weights none, or --model resnet50"

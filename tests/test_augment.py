@@ -141,8 +141,8 @@ def test_modes_are_made_of_their_parts():
     coloured = apply_colours(views, *colour_maps(*random_colours(6, 3, 5))).permute(0, 3, 1, 2)
     assert torch.equal(Transform(6, 3, "paper").random(images, LABELS, 5)[0], coloured)
     mixed, targets = Transform(6, 3, "paper", 0.2, 5).random(images, LABELS, 5)
-    share = targets[0, LABELS[0]].item()
-    torch.testing.assert_close(mixed, share * coloured + (1 - share) * coloured.roll(1, 0))
+    lam = targets[0, LABELS[0]].item()
+    torch.testing.assert_close(mixed, lam * coloured + (1 - lam) * coloured.roll(1, 0))
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -310,10 +310,10 @@ def test_mixup_is_torchvisions():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_mixups_share_is_beta_distributed(alpha):
+def test_mixups_lambda_is_beta_distributed(alpha):
     view, images = Transform(1, 0, mixup=alpha, classes=2), pictures(2, 1)
     rows = torch.stack([view.random(images, torch.tensor([0, 1]), step)[1] for step in range(4000)])
     torch.testing.assert_close(rows.sum(-1), torch.ones(4000, 2))
-    shares = rows[:, 0, 0]
-    assert abs(shares.mean() - 0.5) < 0.025
-    assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
+    lams = rows[:, 0, 0]
+    assert abs(lams.mean() - 0.5) < 0.025
+    assert abs(lams.var() - 1 / (4 * (2 * alpha + 1))) < 0.01

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plumage.birds.folder import GENUS_SIZE, birds_folder, draw_birds, legible, parse_birds, species_list, unlike
+from plumage.birds.folder import birds_folder, draw_birds, parse_birds
 from plumage.birds.portrait import COLOURS, Species, draw_picture
+from plumage.birds.species import GENUS_SIZE, legible, species_list, unlike
 from plumage.data.sources import list_samples
 from plumage.errors import UserError
 

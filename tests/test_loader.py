@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plumage.data.feed import Reader
-from plumage.data.loader import AHEAD, epoch_length, epoch_order, eval_batches, train_batches
+from plumage.data.loader import AHEAD, Pictures, epoch_length, epoch_order, eval_batches, train_batches
 
 
 @pytest.fixture
@@ -33,25 +33,27 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_an_epoch_goes_through_the_set_in_its_order(read):
-    batches = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7), 8))  # two epochs of 5, 5, 5 and 2 pictures
+    batches = list(
+        islice(train_batches(Pictures(read, ROWS, LABELS, 5), seed=7), 8)
+    )  # two epochs of 5, 5, 5 and 2 pictures
     for epoch in (0, 1):
         order = epoch_order(17, 7, epoch)
-        part = batches[4 * epoch : 4 * epoch + 4]
-        assert [batch.iteration for batch in part] == list(range(4 * epoch, 4 * epoch + 4))
-        assert torch.cat([batch.images[:, 0, 0, 0] for batch in part]).tolist() == ROWS[order].tolist()
-        assert torch.cat([batch.labels for batch in part]).tolist() == LABELS[order].tolist()
+        own = batches[4 * epoch : 4 * epoch + 4]
+        assert [batch.iteration for batch in own] == list(range(4 * epoch, 4 * epoch + 4))
+        assert torch.cat([batch.images[:, 0, 0, 0] for batch in own]).tolist() == ROWS[order].tolist()
+        assert torch.cat([batch.labels for batch in own]).tolist() == LABELS[order].tolist()
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 9])
 def test_a_stream_begun_later_is_the_rest_of_the_stream(read, start):
-    whole = list(islice(train_batches(read, ROWS, LABELS, 5, seed=7), 12))[start:]
+    whole = list(islice(train_batches(Pictures(read, ROWS, LABELS, 5), seed=7), 12))[start:]
     reads = []
 
     def counted(rows):
         reads.append(rows)
         return read(rows)
 
-    late = list(islice(train_batches(counted, ROWS, LABELS, 5, seed=7, start=start), 12 - start))
+    late = list(islice(train_batches(Pictures(counted, ROWS, LABELS, 5), seed=7, start=start), 12 - start))
     assert len(reads) <= 12 - start + AHEAD  # what lies before is not read
     for one, other in zip(whole, late, strict=True):
         assert one.iteration == other.iteration
@@ -60,7 +62,7 @@ def test_a_stream_begun_later_is_the_rest_of_the_stream(read, start):
 
 
 def test_evaluation_takes_every_picture_once_in_order(read):
-    batches = list(eval_batches(read, ROWS, LABELS, 5))
+    batches = list(eval_batches(Pictures(read, ROWS, LABELS, 5)))
     assert [len(batch.labels) for batch in batches] == [5, 5, 5, 2]
     assert torch.cat([batch.images[:, 0, 0, 0] for batch in batches]).tolist() == ROWS.tolist()
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
@@ -72,7 +74,7 @@ def test_a_stream_left_early_waits_for_no_thread(read, monkeypatch):
     def forbid(*args):
         raise AssertionError("joined")
 
-    stream = train_batches(read, ROWS, LABELS, 5, seed=7)
+    stream = train_batches(Pictures(read, ROWS, LABELS, 5), seed=7)
     next(stream)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "join", forbid)
@@ -81,4 +83,4 @@ def test_a_stream_left_early_waits_for_no_thread(read, monkeypatch):
 
 def test_an_error_in_the_thread_reaches_the_reader(read):
     with pytest.raises(IndexError):
-        list(eval_batches(read, np.array([99]), np.array([0]), 5))
+        list(eval_batches(Pictures(read, np.array([99]), np.array([0]), 5)))

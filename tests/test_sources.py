@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from plumage.birds.folder import species_list
+from plumage.birds.species import species_list
 from plumage.data.sources import list_samples, locate
 from plumage.data.store import Cache
 from plumage.errors import UserError

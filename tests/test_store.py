@@ -245,5 +245,5 @@ def test_skipped_files_are_written_and_read_back(tmp_path):
     plumage.data.store.write_skipped(tmp_path / "skipped.csv", rows)
     assert read_skipped(tmp_path / "skipped.csv") == rows
     (tmp_path / "skipped.csv").write_text("path,reason\nnonsense\n")
-    with pytest.raises(UserError, match=r"skipped\.csv is damaged"):
+    with pytest.raises(UserError, match=r"skipped\.csv, line 2: has 1 columns, not 2"):
         read_skipped(tmp_path / "skipped.csv")

@@ -55,7 +55,7 @@ def test_what_the_machine_lacks_is_refused():
     assert choose_device("cpu") == CPU
 
 
-def test_a_share_of_the_cores_bounds_the_threads(monkeypatch):
+def test_the_granted_cores_bound_the_threads(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
