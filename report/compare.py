@@ -1,160 +1,108 @@
-"""Several runs against each other: what differs between their recipes, and between their results."""
+"""Several runs compared: what differs between their recipes, and between their results. compare.html words it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from math import inf
 
 import numpy as np
 
 from plumage.inference.calibration import best_temperature
-from plumage.recipe import option_name
+from plumage.recipe import Recipe, option_name
 from plumage.report import figures, statistics
-from plumage.report.html import Markup, drawing, element, page, section, table
-from plumage.report.interval import Difference, difference_over_seeds
+from plumage.report.html import render
 from plumage.report.reading import Run
 
-CAPTIONS = {
-    "loss": "Validation loss, and faint training loss, as trained: with each run's own label smoothing.",
-    "accuracy": "Validation accuracy, and faint that on the augmented training pictures.",
-    "learning-rate": "",
-    "gap": "Of the runs that were evaluated; dashed, the optimum of label smoothing.",
-}
 
-
-def comparison(runs: Sequence[Run]) -> str:
-    names = [figures.label_of(number, run) for number, run in enumerate(runs, 1)]
-    drawn = [drawing(figure, name, CAPTIONS[name]) for name, figure in figures.several_runs(runs).items()]
-    title = f"{len(runs)} runs compared"
-    return page(
-        title,
-        element("header", element("h1", title), element("p", ", ".join(run.name for run in runs), class_="lead")),
-        section("Results", results(runs), unevaluated(runs)),
-        section("What differs between them", recipes(runs)),
-        section("Differences in accuracy", *differences(runs)),
-        section("Figures", element("div", *drawn, class_="pair")) if drawn else Markup(),
-        section("To reproduce them", *(commands(name, run) for name, run in zip(names, runs, strict=True))),
+def comparison_page(runs: Sequence[Run]) -> str:
+    """Return the page that compares ``runs``."""
+    labels = [figures.label_of(number, run) for number, run in enumerate(runs, 1)]
+    settings = differing([settings_of(run) for run in runs])
+    return render(
+        "compare.html",
+        runs=runs,
+        figures=figures.several_runs(runs),
+        results=[(label, *result_cells(run)) for label, run in zip(labels, runs, strict=True)],
+        settings=[name.replace("_", " ") for name in settings],
+        setting_rows=list(zip(labels, *settings.values(), strict=True)),
+        setting_numbers=[n for n, values in enumerate(settings.values(), 1) if {*map(type, values)} <= {int, float}],
+        pairs=pair_rows(labels, runs),
+        over_seeds=seed_rows(runs),
+        commands=[(label, run.command) for label, run in zip(labels, runs, strict=True)],
     )
 
 
-def results(runs: Sequence[Run]) -> Markup:
-    head = ["run", "best epoch", "accuracy", "top-5", "loss", "NLL", "training accuracy", "mean gap", "in theory"]
-    rows: list[Sequence[object]] = []
-    for number, run in enumerate(runs, 1):
-        found, best = run.evaluation, run.best
-        row: list[object] = [figures.label_of(number, run), *["–"] * (len(head) + 2)]
-        if best:
-            row[1] = f"{best['epoch']} of {run.epochs}" + ("" if run.finished else ", unfinished")
-            row[2:4] = (f"{best[name]:.2%}" for name in ("val_accuracy", "val_top5"))
-            row[4:6] = (f"{best[name]:.4f}" for name in ("val_loss", "val_nll"))
-            row[6] = f"{best['train_accuracy']:.2%}"
-        if found:
-            theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
-            row[7] = f"{found.logit_gap:.2f}"
-            row[8] = "none" if theory is None else f"{theory:.2f}"
-            row[9] = f"{found.ece:.2%}"
-            row[10] = f"{best_temperature(found.logits, found.labels):.3f}"
-        row[11] = f"{sum(each['seconds'] for each in run.history):,.0f} s"
-        rows.append(row)
-    return table([*head, "ECE", "temperature", "time"], rows)
+def result_cells(run: Run) -> list[str]:
+    """Return the cells of a run in the table of results, with a dash for what is not known yet."""
+    best, evaluation = run.best, run.evaluation
+    trained, evaluated = ["–"] * 6, ["–"] * 4
+    if best:
+        trained = [f"{best['epoch']} of {run.epochs}" + ("" if run.finished else ", unfinished")]
+        trained += [f"{best[name]:.2%}" for name in ("val_accuracy", "val_top5")]
+        trained += [f"{best[name]:.4f}" for name in ("val_loss", "val_nll")]
+        trained += [f"{best['train_accuracy']:.2%}"]
+    if evaluation:
+        theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
+        evaluated = [f"{evaluation.logit_gap:.2f}", "none" if theory is None else f"{theory:.2f}"]
+        evaluated += [f"{evaluation.ece:.2%}", f"{best_temperature(evaluation.logits, evaluation.labels):.3f}"]
+    return [*trained, *evaluated, f"{sum(row['seconds'] for row in run.history):,.0f} s"]
 
 
-def unevaluated(runs: Sequence[Run]) -> Markup:
-    lacking = ", ".join(str(run.path) for run in runs if run.evaluation is None)
-    says = f"Not evaluated yet: {lacking}. python main.py eval --run RUN does it."
-    return element("p", says, class_="missing") if lacking else Markup()
+def options_of(recipe: Recipe) -> dict[str, object]:
+    return {option_name(name): value for name, value in asdict(recipe).items()}
 
 
-def recipes(runs: Sequence[Run]) -> Markup:
-    about = [
-        {
-            **{option_name(name): value for name, value in asdict(run.recipe).items()},
-            **{name: run.environment.get(name) for name in ("precision", "git_commit")},
-            "hardware": run.hardware,
-        }
-        for run in runs
-    ]
-    names = differing(about)
-    if not names:
-        return element("p", "Nothing: recipe, precision, commit and hardware are the same.")
-    rows = [
-        [figures.label_of(number, run), *(str(facts[name]) for name in names)]
-        for number, (run, facts) in enumerate(zip(runs, about, strict=True), 1)
-    ]
-    return table(["run", *(name.replace("_", " ") for name in names)], rows)
+def settings_of(run: Run) -> dict[str, object]:
+    """Return the options of a run by name, and what else decides over its results."""
+    environment = {name: run.environment.get(name) for name in ("precision", "git_commit")}
+    return {**options_of(run.recipe), **environment, "hardware": run.hardware}
 
 
-def differing(about: Sequence[dict[str, object]]) -> list[str]:
-    return [name for name in about[0] if any(facts[name] != about[0][name] for facts in about)]
+def differing(settings: Sequence[dict[str, object]]) -> dict[str, list[object]]:
+    """Return, by name, the values that are not the same in all ``settings``."""
+    columns = {name: [each[name] for each in settings] for name in settings[0]}
+    return {name: values for name, values in columns.items() if any(value != values[0] for value in values)}
 
 
-def differences(runs: Sequence[Run]) -> list[Markup]:
-    """Between runs evaluated on the same pictures, each with the first of them; and between recipes, over seeds."""
-    parts, bases, rows = [], dict[tuple[object, ...], tuple[int, Run]](), list[Sequence[object]]()
-    for number, run in enumerate(runs, 1):
+def pair_rows(labels: Sequence[str], runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return each run less the first one that was evaluated on the same pictures, as the table of pairs has them."""
+    rows = list[tuple[str, ...]]()
+    firsts = dict[tuple[tuple[str, ...], ...], tuple[str, np.ndarray]]()
+    for label, run in zip(labels, runs, strict=True):
         if run.evaluation is None:
             continue
-        first, base = bases.setdefault(tuple(run.validated), (number, run))
-        if run is not base:
-            assert base.evaluation
-            right, others = run.evaluation.right, base.evaluation.right
-            pair = (figures.label_of(number, run), figures.label_of(first, base))
-            found = statistics.paired_difference(right, others)
-            rows.append((*pair, *interval(found), f"{found.n:,}", f"{statistics.mcnemar(right, others):.3g}"))
-    if rows:
-        note = (
-            "Over the same validation pictures, in pairs: the interval by bootstrap, p by McNemar's exact "
-            "test. It covers which pictures were drawn, not the chance of training."
-        )
-        parts += [
-            table(("run", "less run", "points", "95 % interval", "n", "p"), rows),
-            element("p", note, class_="soft"),
-        ]
-    else:
-        parts.append(element("p", "No two of these runs were evaluated on the same validation pictures."))
-    return parts + over_seeds(runs)
+        right = run.evaluation.right
+        first_label, first_right = firsts.setdefault(tuple(run.validated), (label, right))
+        if label != first_label:
+            difference = statistics.paired_difference(right, first_right)
+            p = statistics.mcnemar(right, first_right)
+            rows.append((label, first_label, *interval_cells(difference), f"{difference.n:,}", f"{p:.3g}"))
+    return rows
 
 
-def over_seeds(runs: Sequence[Run]) -> list[Markup]:
-    """Recipes that differ in more than the seed, each with the first of them; nothing where none has two seeds."""
-    groups = dict[str, tuple[dict[str, object], dict[int, float]]]()
+def seed_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the accuracy of each recipe over its seeds, and its difference from the first recipe's.
+
+    Recipes are the same that differ in the seed alone. None are returned where no recipe has two seeds.
+    """
+    accuracies = dict[Recipe, dict[int, float]]()  # by recipe, then by seed
     for run in runs:
         if run.finished and run.best:
-            facts = {option_name(name): value for name, value in asdict(run.recipe).items() if name != "seed"}
-            _, values = groups.setdefault(repr(facts), (facts, {}))
-            values[run.recipe.seed] = run.best["val_accuracy"]
-    if not any(len(values) > 1 for _, values in groups.values()):
+            accuracies.setdefault(replace(run.recipe, seed=0), {})[run.recipe.seed] = run.best["val_accuracy"]
+    if all(len(by_seed) < 2 for by_seed in accuracies.values()):
         return []
-    names = differing([facts for facts, _ in groups.values()])
-    base = next(values for _, values in groups.values())
-    rows = []
-    for facts, values in groups.values():
-        shares = 100 * np.array(list(values.values()))
-        spread = f" ± {shares.std(ddof=1):.2f}" if len(shares) > 1 else ""
-        gap = None if values is base else difference_over_seeds(values, base)
-        shown = interval(gap) if gap else ("–", "–")
-        rows.append(
-            [
-                ", ".join(f"{name} {facts[name]}" for name in names) or "all",
-                f"{shares.mean():.2f}{spread}",
-                *shown,
-                str(len(shares)),
-            ]
-        )
-    note = (
-        "Accuracy of the best epoch, mean ± standard deviation over n seeds; the interval is Student's, of the "
-        "differences seed by seed."
-    )
-    head = ("recipe", "accuracy, %", "points more than the first", "95 % interval", "n")
-    return [element("h3", "Over seeds"), table(head, rows), element("p", note, class_="soft")]
+    rows, options = list[tuple[str, ...]](), differing([options_of(recipe) for recipe in accuracies])
+    first, *_ = accuracies.values()
+    for number, by_seed in enumerate(accuracies.values()):
+        percent = 100 * np.array(list(by_seed.values()))
+        spread = f" ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else ""
+        difference = None if by_seed is first else statistics.difference_over_seeds(by_seed, first)
+        cells = interval_cells(difference) if difference else ("–", "–")
+        recipe = ", ".join(f"{name} {values[number]}" for name, values in options.items()) or "all"
+        rows.append((recipe, f"{percent.mean():.2f}{spread}", *cells, str(len(percent))))
+    return rows
 
 
-def interval(difference: Difference) -> tuple[str, str]:
-    """In percentage points."""
-    value, low, high = (
-        f"{100 * part:+.2f}".replace("-", "−") for part in (difference.value, difference.low, difference.high)
-    )
+def interval_cells(difference: statistics.Difference) -> tuple[str, str]:
+    """Return a difference and its interval in percentage points."""
+    value, low, high = (f"{100 * each:+.2f}".replace("-", "−") for each in astuple(difference)[:3])
     return value, f"{low} to {high}" if difference.high < inf else "none"
-
-
-def commands(name: str, run: Run) -> Markup:
-    return element("div", element("h3", name), element("pre", run.command))

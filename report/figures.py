@@ -1,7 +1,6 @@
-"""Figures, a function each. Text and lines that belong to no run are drawn in INK, which a page may change."""
+"""One function for each figure. Text and lines that belong to no run are drawn in INK, which a page may replace."""
 
 from collections.abc import Sequence
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -15,26 +14,26 @@ from plumage.report import statistics
 from plumage.report.reading import Run
 
 INK = "#404040"
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without those too pale for lines
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without those that are too pale for lines.
 BLUE, ORANGE, *_ = COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", ":", "-.")
 
 
 def single_run(run: Run) -> dict[str, Figure]:
-    """All figures of one run for which it holds what they show."""
-    figures = {"classes": images_per_class(run)}
-    if run.history:
-        figures |= {"loss": losses([run]), "accuracy": accuracies([run]), "learning-rate": learning_rates([run])}
+    """Return, by name, the figures of one run that its files suffice for."""
+    figures = {"classes": images_per_class(run), **several_runs([run])}
     if run.evaluation:
-        figures |= {"gap": logit_gaps([run]), "calibration": reliability(run), "confusion": confusions(run)}
+        figures |= {"calibration": reliability(run), "confusion": confusions(run)}
     return figures
 
 
 def several_runs(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Those in which runs lie over each other."""
+    """Return, by name, the figures in which several runs lie over each other."""
     figures = dict[str, Figure]()
     if begun := [run for run in runs if run.history]:
-        figures |= {"loss": losses(runs), "accuracy": accuracies(runs), "learning-rate": learning_rates(begun)}
+        figures["loss"] = curves(runs, "loss", "loss, label smoothing included, nats")
+        figures["accuracy"] = curves(runs, "accuracy", "accuracy, %", 100)
+        figures["learning-rate"] = learning_rates(begun)
     if any(run.evaluation for run in runs):
         figures["gap"] = logit_gaps(runs)
     return figures
@@ -53,16 +52,8 @@ def images_per_class(run: Run) -> Figure:
     return figure
 
 
-def losses(runs: Sequence[Run]) -> Figure:
-    return _curves(runs, "loss", "loss, label smoothing included, nats")
-
-
-def accuracies(runs: Sequence[Run]) -> Figure:
-    return _curves(runs, "accuracy", "accuracy, %", 100)
-
-
-def _curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) -> Figure:
-    """Validation by epoch with the best epoch marked; training too, faint where there are several runs."""
+def curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) -> Figure:
+    """Draw validation with the best epoch marked, and training, which is faint where there are several runs."""
     figure, axes = _axes("epoch", label)
     alone, values = len(runs) == 1, [0.0]
     for run, colour, dashes, name in _styled(runs):
@@ -88,7 +79,7 @@ def _curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) ->
 
 
 def learning_rates(runs: Sequence[Run]) -> Figure:
-    """The schedule as far as it was followed, with the rates recorded; faint, the rest, and step decay to compare."""
+    """Draw the schedule so far, with the recorded rates; faint, the rest of it, and step decay to compare."""
     figure, axes = _axes("epoch", "learning rate")
     for run, colour, dashes, name in _styled(runs):
         recipe, last = run.recipe, run.history[-1]
@@ -113,31 +104,28 @@ def learning_rates(runs: Sequence[Run]) -> Figure:
 
 
 def logit_gaps(runs: Sequence[Run]) -> Figure:
-    """Histograms of the empirical gap, and what label smoothing has as its optimum."""
+    """Draw histograms of the measured gap, and the gap at which label smoothing has its optimum."""
     figure, axes = _axes("largest logit − mean of the others", "validation pictures, %")
     gaps = {run.path: run.evaluation.gaps for run in runs if run.evaluation}
     edges = np.histogram_bin_edges(np.concatenate(list(gaps.values())), bins=50)
-    drawn = set()
+    alone, drawn = len(runs) == 1, set()
     for run, colour, dashes, name in _styled(runs):
         if run.path not in gaps:
             continue
-        share = np.full(len(gaps[run.path]), 100 / len(gaps[run.path]))
-        filled = (
-            {"histtype": "stepfilled", "alpha": 0.6} if len(runs) == 1 else {"histtype": "step", "linestyle": dashes}
-        )
-        label = "measured" if len(runs) == 1 else name
-        axes.hist(gaps[run.path], edges, weights=share, color=colour, label=label, **filled)  # type: ignore[arg-type]
+        several: dict[str, Any] = {"histtype": "step", "linestyle": dashes, "label": name}
+        style = {"histtype": "stepfilled", "alpha": 0.6, "label": "measured"} if alone else several
+        style["weights"] = np.full(len(gaps[run.path]), 100 / len(gaps[run.path]))
+        axes.hist(gaps[run.path], list(edges), color=colour, **style)
         theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
         if theory is not None and theory not in drawn:
             drawn.add(theory)
-            line = ORANGE if len(runs) == 1 else INK
-            axes.axvline(theory, color=line, linestyle="--", linewidth=1.5, label=f"theory, {theory:.2f}")
+            axes.axvline(theory, color=ORANGE if alone else INK, ls="--", lw=1.5, label=f"theory, {theory:.2f}")
     _legend(axes)
     return figure
 
 
 def reliability(run: Run) -> Figure:
-    """Accuracy over confidence in bins: below the diagonal the network is surer than it should be."""
+    """Draw accuracy over confidence in bins: below the diagonal the network is surer than it should be."""
     assert run.evaluation
     counts, confidence, right = run.evaluation.bins
     used, width = counts > 0, 100 / len(counts)
@@ -145,8 +133,8 @@ def reliability(run: Run) -> Figure:
     sure, accuracy = (100 * sums[used] / counts[used] for sums in (confidence, right))
     figure, axes = _axes("confidence of the prediction, %", "accuracy, %")
     axes.plot([0, 100], [0, 100], color=INK, alpha=0.5, linewidth=1, linestyle="--", label="calibrated")
-    for x, y, share in zip(centers, accuracy, counts[used] / counts.max(), strict=True):
-        axes.bar(x, y, width=0.92 * width, color=BLUE, alpha=0.25 + 0.6 * share)
+    for x, y, fullness in zip(centers, accuracy, counts[used] / counts.max(), strict=True):
+        axes.bar(x, y, width=0.92 * width, color=BLUE, alpha=0.25 + 0.6 * fullness)
     axes.plot(sure, accuracy, "o", color=ORANGE, markersize=4, label="measured", clip_on=False, zorder=3)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     _legend(axes, loc="upper left")
@@ -154,22 +142,18 @@ def reliability(run: Run) -> Figure:
 
 
 def confusions(run: Run) -> Figure:
-    """The confusion matrix as an image, each row in shares of its class's pictures, similar classes side by side."""
+    """Draw the confusion matrix: each row in percent of its class's pictures, similar classes side by side."""
     assert run.evaluation
-    found, classes = run.evaluation, len(run.classes)
-    order = statistics.similar_order(found.logits, found.labels)
-    matrix = statistics.confusion_matrix(found.labels, found.predictions, classes)[np.ix_(order, order)]
-    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    evaluation, classes = run.evaluation, len(run.classes)
+    order = statistics.similar_order(evaluation.logits, evaluation.labels)
+    matrix = statistics.confusion_matrix(evaluation.labels, evaluation.predictions, classes)[np.ix_(order, order)]
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     times = max(1, 600 // classes)  # enlarged here, since browsers would blur it
+    enlarged, edges = percent.repeat(times, 0).repeat(times, 1), (0.5, classes + 0.5, classes + 0.5, 0.5)
+    norm = PowerNorm(0.5, 0, 100)  # so that what is rare can be seen
     figure, axes = _axes("predicted class, similar ones side by side", "true class, in the same order", 5.2, 4.4)
     axes.grid(False)
-    image = axes.imshow(
-        shares.repeat(times, 0).repeat(times, 1),
-        cmap="cividis",
-        norm=PowerNorm(0.5, 0, 100),  # so that what is rare can be seen
-        interpolation="none",
-        extent=(0.5, classes + 0.5, classes + 0.5, 0.5),
-    )
+    image = axes.imshow(enlarged, cmap="cividis", norm=norm, interpolation="none", extent=edges)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, ticks=[0, 1, 5, 20, 50, 100])
@@ -180,15 +164,15 @@ def confusions(run: Run) -> Figure:
 
 
 def label_of(number: int, run: Run) -> str:
-    """What several runs are called in a legend, in characters that every font has."""
+    """Return the name of a run among several, in characters that every font has."""
     name = run.name if len(run.name) <= 30 else run.name[:27] + "..."
     return f"{number} {name.encode('ascii', 'replace').decode()}".replace("$", r"\$")
 
 
 def _styled(runs: Sequence[Run]) -> list[tuple[Run, str, str, str]]:
-    """Each with a colour and dashes of its own, as long as they last, and its label."""
-    styles = islice(cycle((colour, dashes) for dashes in DASHES for colour in COLOURS), len(runs))
-    return [(run, *style, label_of(n, run)) for n, (run, style) in enumerate(zip(runs, styles, strict=True), 1)]
+    """Return each run with a colour and dashes of its own, as long as they last, and its label."""
+    styles = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
+    return [(run, *styles[n % len(styles)], label_of(n + 1, run)) for n, run in enumerate(runs)]
 
 
 def _axes(x: str, y: str, width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:

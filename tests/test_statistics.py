@@ -57,3 +57,24 @@ def test_paired_interval_as_scipy_draws_it():
     reference = stats.bootstrap(sample, np.mean, n_resamples=9999, method="percentile", rng=1, batch=1000)
     assert found.value == pytest.approx(0.06)
     assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.003)
+
+
+def test_the_quantiles():
+    assert list(statistics.T_975) == pytest.approx(stats.t.ppf(0.975, range(1, 31)), abs=5e-4)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 31, 40])
+def test_interval_over_seeds_as_scipy_computes_it(seeds):
+    one, other = np.random.default_rng(seeds).normal(size=(2, seeds))
+    found = statistics.difference_over_seeds(dict(enumerate(one)), {**dict(enumerate(other)), 99: 5.0})
+    reference = stats.ttest_rel(one, other).confidence_interval(0.95)
+    assert (found.value, found.n) == (pytest.approx((one - other).mean()), seeds)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    wider = (found.high - found.low) / (reference.high - reference.low)
+    assert 1 < wider < 1.042 if seeds > 31 else wider == pytest.approx(1, rel=3e-4)
+
+
+def test_one_seed_tells_nothing_and_none_has_no_difference():
+    found = statistics.difference_over_seeds({0: 1.0}, {0: 0.5, 1: 0.2})
+    assert (found.value, found.low, found.high, found.n) == (0.5, -np.inf, np.inf, 1)
+    assert statistics.difference_over_seeds({0: 1.0}, {1: 0.2}) is None
