@@ -1,28 +1,51 @@
-"""How the command line's options are read: those of the recipe, one for each of its fields, and of the machine."""
+"""How the command line's options are read: the recipe's, one for each of its fields, and those that commands share."""
 
 import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
+from click import Choice, IntRange
 
 from plumage.errors import UserError
-from plumage.recipe import Recipe, option_name
+from plumage.recipe import GROUPS, Recipe, option_name
 
 RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plumage")
+
+class GroupedOption(click.Option):
+    """An option that ``--help`` lists under the heading ``group``."""
+
+    def __init__(self, *args: Any, group: str, **attributes: Any):
+        super().__init__(*args, **attributes)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose ``--help`` lists its options by group, in the order of each group's first option."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (line := param.get_help_record(ctx)):
+                groups.setdefault(getattr(param, "group", "Options"), []).append(line)
+        for group, lines in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(lines)
+
+
+class Commands(click.Group):
+    command_class = GroupedCommand
 
 
 class LearningRate(click.ParamType):
-    """A number, or ``auto``."""
-
     name = "auto|float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,10 +53,7 @@ class LearningRate(click.ParamType):
 
 
 class Place(click.Path):
-    """A path, and not an empty one, which a script's unset variable makes and which would mean the current folder.
-
-    ``~`` is the home folder also where the shell leaves it alone, as in ``--run=~/run``.
-    """
+    """A path that may begin with ``~``, as in ``--run=~/run``, and is not empty, as a script's unset variable is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
@@ -41,25 +61,33 @@ class Place(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (which leaves an unknown ~user)
 
 
+PATH, FOLDER = Place(path_type=Path), Place(path_type=Path, exists=True, file_okay=False)
+
+
 def option_type(field: "Field[Any]") -> click.ParamType:
-    """How an option of the recipe is read."""
+    """Return the type that reads the option of a recipe's field."""
     choices = field.metadata["choices"]
-    kind = click.Choice(choices) if choices else click.types.convert_type(field.type)
+    kind = Choice(choices) if choices else click.types.convert_type(field.type)
     return LearningRate() if field.name == "lr" else kind
 
 
-def comma_separated(
-    kind: click.ParamType, value: str, param: click.Parameter | None, ctx: click.Context | None
-) -> list[str]:
-    """The texts between the commas, stripped. Quotes keep the commas of one together."""
+def comma_separated(value: str) -> list[str]:
+    """Return the texts between the commas, stripped. Quotes keep a text together that has commas of its own."""
     try:
         return [text.strip() for text in next(csv.reader([value], skipinitialspace=True), [])]
     except csv.Error as error:
-        kind.fail(f"{value!r}: {error}", param, ctx)
+        raise click.BadParameter(f"{value!r}: {error}") from error
+
+
+def column_names(value: str) -> tuple[str, ...]:
+    names = tuple(comma_separated(value))
+    if not 1 <= len(names) <= 3 or "" in names or len(set(names)) < len(names):
+        raise click.BadParameter(f"{value!r}: needs one to three different names, as in id,label")
+    return names
 
 
 class Values(click.ParamType):
-    """``V1,V2``: values of ``field``, each read as if it were given by hand. Quotes keep the commas of one together."""
+    """``V1,V2``: values of a recipe's field, each read as if it were given by hand."""
 
     name = "v1,v2"
 
@@ -67,22 +95,10 @@ class Values(click.ParamType):
         self.option, self.kind = option_name(field.name), option_type(field)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        texts = comma_separated(self, value, param, ctx)
+        texts = comma_separated(value)
         if not texts or "" in texts:
             self.fail(f"{value!r}: an empty value of {self.option}", param, ctx)
         return [self.kind.convert(text, param, ctx) for text in texts]
-
-
-class Columns(click.ParamType):
-    """``A,B,C``: one to three different names."""
-
-    name = "names"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = comma_separated(self, value, param, ctx)
-        if not 1 <= len(names) <= 3 or "" in names or len(set(names)) < len(names):
-            self.fail(f"{value!r}: needs one to three different names, as in id,label", param, ctx)
-        return tuple(names)
 
 
 class Variation(click.ParamType):
@@ -101,69 +117,37 @@ class Variation(click.ParamType):
         return name, Values(field).convert(values, param, ctx)
 
 
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for each field of Recipe. One that is not given by hand stays None: the preset decides."""
+SEEDS, MINUTES = Values(RECIPE_FIELDS["seed"]), IntRange(0, 10_000)
 
-    def option(field: "Field[Any]") -> Callable[..., Any]:
-        name = option_name(field.name)
-        default = {"lr": "auto", "preset": "demo for birds, else finetune"}.get(field.name, field.default)
-        declaration = f"{name}/--no-{name[2:]}" if field.type is bool else name
-        return click.option(
-            declaration, type=option_type(field), default=None, help=f"{field.metadata['help']}  [{default}]"
-        )
 
-    for field in reversed(fields(Recipe)):
-        command = option(field)(command)
-    return command
+def all_of(*options: Decorator) -> Decorator:
+    """Return several options as one decorator; ``--help`` lists them in this order."""
+
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the options of these ``names``, taken out of ``options``."""
+    return {name: options.pop(name) for name in names}
 
 
 def take_recipe_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that are given by hand, taken out of ``options``."""
-    given = {name: options.pop(name) for name in RECIPE_FIELDS}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return the recipe's options that are given by hand, taken out of ``options``."""
+    return {name: value for name, value in take(options, RECIPE_FIELDS).items() if value is not None}
 
 
-def all_of(*options: Callable[..., Any]) -> Callable[..., Any]:
-    """Several options as one decorator; ``--help`` lists them in this order."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-cache_option = click.option(
-    "--cache",
-    type=Place(path_type=Path),
-    default=cache_folder,
-    help="Folder for decoded pictures, birds and downloads.  [~/.cache/plumage]",
-)
-# Options that never change what is computed beyond rounding: of a command that keeps no decoded pictures, and of all.
-compute_options = all_of(
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto"),
-    click.option("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
-    click.option("--workers", type=click.IntRange(1, 1024), help="Threads that decode.  [one per core]"),
-)
-machine_options = all_of(
-    compute_options,
-    cache_option,
-    click.option("--no-cache", is_flag=True, help="Decode pictures whenever they are read, and store none."),
-)
-# Whose model it is.
-trained_options = all_of(
-    click.option("--run", type=Place(path_type=Path), help="The run whose model it is.  [the newest in runs/]"),
-    click.option("--checkpoint", type=Place(), default="best", help="best, last, or a file.  [best]"),
-)
+def recipe_option(field: "Field[Any]") -> Decorator:
+    """Return a field's option. One that is not given by hand stays None: the preset decides."""
+    name, kind, help = option_name(field.name), option_type(field), field.metadata["help"]
+    default: Any = {"lr": "auto", "preset": "(demo for birds, else finetune)"}.get(field.name, field.default)
+    if field.type is bool:
+        name, default = f"{name}/--no-{name[2:]}", name[2:] if default else f"no-{name[2:]}"
+    option = partial(click.option, name, type=kind, default=None, help=f"{help}  [default: {default}]")
+    return option(cls=GroupedOption, group=field.metadata["group"])
 
 
-deterministic_option = click.option(
-    "--deterministic",
-    is_flag=True,
-    help="Compute on a GPU in ways that give the same bits each time, which are slower; a CPU always does.",
-)
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plumage")
 
 
 def need_tensorboard(ctx: click.Context, param: click.Parameter, wanted: bool) -> bool:
@@ -172,13 +156,83 @@ def need_tensorboard(ctx: click.Context, param: click.Parameter, wanted: bool) -
     return wanted
 
 
-tensorboard_option = click.option(
-    "--tensorboard",
-    is_flag=True,
-    callback=need_tensorboard,
-    help="Log the history, and each step's loss and rate, into the run's tensorboard/ too.",
+ablation_option, run_option, rows, machine = (
+    partial(click.option, cls=GroupedOption, group=group) for group in ("Ablation", "Run", "Rows", "Machine")
+)
+by_group = sorted(RECIPE_FIELDS.values(), key=lambda field: GROUPS.index(field.metadata["group"]))
+recipe_options = all_of(*map(recipe_option, by_group))
+cache_option = machine(
+    "--cache",
+    type=PATH,
+    default=cache_folder,
+    show_default="~/.cache/plumage",
+    help="Folder for decoded pictures, drawn birds and downloads.",
+)
+# Options that never change what is computed beyond rounding: of a command that keeps no decoded pictures, and of all.
+compute_options = all_of(
+    machine(
+        "--device",
+        type=Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        help="auto: a CUDA GPU if there is one, else the CPU.",
+    ),
+    machine(
+        "--precision",
+        type=Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        help="Number format. auto is the fastest on this hardware; for a trained model, the one it was trained in.",
+    ),
+    machine("--compile/--no-compile", default=False, help="Compile the model with torch.compile."),
+    machine("--workers", type=IntRange(1, 1024), show_default="one per core", help="Threads that decode pictures."),
+)
+machine_options = all_of(
+    compute_options,
+    cache_option,
+    machine("--no-cache", is_flag=True, help="Decode pictures each time they are read, and keep none."),
+)
+training_options = all_of(
+    run_option("--report/--no-report", "with_report", default=True, help="Evaluate the model and write report.html."),
+    run_option(
+        "--tensorboard",
+        is_flag=True,
+        callback=need_tensorboard,
+        help="Also log the history, and each step's loss and rate, in tensorboard/.",
+    ),
+    machine_options,
+    machine("--deterministic", is_flag=True, help="Compute the same bits each time on a GPU too, which is slower."),
+)
+# Which trained model.
+model_options = all_of(
+    click.option("--run", "folder", type=PATH, show_default="the newest in runs/", help="Folder of the trained run."),
+    click.option("--checkpoint", type=Place(), default="best", help="best, last, or a checkpoint file."),
+)
+TABLE_FIELDS = ("form", "columns", "identity", "label", "top_k", "probabilities")
+rows_options = all_of(
+    rows("--format", "form", type=Choice(["csv", "jsonl"]), default="csv", help="CSV, or JSON lines."),
+    rows(
+        "--columns",
+        type=column_names,
+        metavar="NAMES",
+        default="path,label,probability",
+        help="Names of the columns for the picture, its label, and its probability. Fewer names give fewer columns.",
+    ),
+    rows(
+        "--id",
+        "identity",
+        type=Choice(["path", "name", "stem"]),
+        default="path",
+        help="How to name a picture: by its path, its file name, or its file name without the suffix.",
+    ),
+    rows("--label", type=Choice(["name", "index"]), default="name", help="How to name a class."),
+    rows("--top-k", type=IntRange(1), default=1, help="Classes per picture, the most probable first."),
+    rows("--probabilities", is_flag=True, help="Add the probability of every class."),
+    rows("--order", type=PATH, help="Write the rows of this list or sample submission alone, in its order; see --id."),
 )
 
-report_option = click.option(
-    "--report/--no-report", "with_report", default=True, help="Evaluate the best model and write report.html."
-)
+
+def output_options(default: str) -> Decorator:
+    """Return --output, whose ``default`` the help text tells, and --force."""
+    return all_of(
+        click.option("-o", "--output", type=PATH, show_default=default, help="File to write."),
+        click.option("--force", is_flag=True, help="Overwrite --output if it exists."),
+    )

@@ -29,10 +29,11 @@ def __getattr__(name: str) -> Any:
 def load(
     run: str | Path, checkpoint: str = "best", device: str = "auto", calibrated: bool = True, tta: bool = False
 ) -> "Predictor":
-    """Load the model of a run's folder. Its predictions are those of ``python main.py predict``.
+    """Load the model of a run's folder. It predicts what the command ``predict`` does.
 
-    checkpoint: best, last or a file. device: auto, cpu, cuda or mps. calibrated: with the temperature that
-    ``eval --calibrate`` fitted, where it did. tta: averaged with the mirror image. Raises ValueError where it cannot.
+    checkpoint: best, last or a file. device: auto, cpu, cuda or mps. calibrated: use the temperature that
+    ``eval --calibrate`` fitted, if any. tta: average each picture's probabilities with its mirror image's. Raises
+    ValueError where there is no such run, checkpoint or device.
     """
     from plumage.errors import UserError  # noqa: PLC0415
     from plumage.hardware.cores import usable_cores  # noqa: PLC0415
@@ -41,9 +42,9 @@ def load(
     from plumage.rundir.choose import find_run  # noqa: PLC0415
 
     try:
-        found, chosen = find_run(Path(run).expanduser()), choose_device(device)
-        set_up(chosen, usable_cores())
-        machine = Machine(chosen, choose_precision("auto", chosen, found.precision), compile=False)
-        return load_predictor(found, machine, checkpoint, calibrated, tta)
+        folder, hardware = find_run(Path(run).expanduser()), choose_device(device)
+        set_up(hardware, usable_cores())
+        machine = Machine(hardware, choose_precision("auto", hardware, folder.precision), compile=False)
+        return load_predictor(folder, machine, checkpoint, calibrated, tta)
     except UserError as error:  # which is for the command line
         raise ValueError(str(error)) from error

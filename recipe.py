@@ -1,117 +1,107 @@
 """Recipe: every hyper-parameter of a run. A new one is a field here; the command line and recipe.json follow."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from plumage.errors import UserError
+from plumage.files import read_object
 
 Rule = tuple[str, Callable[[Any], bool]]
 
+
+def between(low: int, high: int) -> Rule:
+    return f"from {low} to {high}", lambda value: low <= value <= high
+
+
 ABOVE_0: Rule = ("above 0", lambda value: 0 < value <= sys.float_info.max)
 AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value <= sys.float_info.max)
+AT_LEAST_1: Rule = ("at least 1", lambda value: value >= 1)
 FRACTION: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-SIDE: Rule = ("from 1 to 4096", lambda value: 1 <= value <= 4096)
+INNER_FRACTION: Rule = ("above 0 and below 1", lambda value: 0 < value < 1)
+DIVISOR: Rule = ("above 0, at most 1000000", lambda value: 0 < value <= 10**6)
+SIDE = between(1, 4096)
 
 
-def _option(default: Any, help: str, must_be: Rule | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field with what the command line needs to offer it, and the rule that its value must keep."""
-    return field(default=default, metadata={"help": help, "must_be": must_be, "choices": choices})
+def _option(group: str, default: Any, help: str, must_be: Rule | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """Return a field with what ``--help`` tells of it, under the heading ``group``, and the rule that it must keep."""
+    return field(default=default, metadata={"group": group, "help": help, "must_be": must_be, "choices": choices})
+
+
+GROUPS = ("Data", "Model", "Optimisation", "Regularisation", "Run")  # in the order of --help
+_data, _model, _optim, _regular, _run = (partial(_option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines a run's result. Raises UserError naming the option whose value is out of range.
+    """What determines a run's result, by default the ``finetune`` preset. UserError names an option out of range."""
 
-    The defaults are those of the ``finetune`` preset.
-    """
-
-    data: str = _option(
+    data: str = _data(
         "birds",
-        "birds (or another draw, such as birds:species=50,pictures=30,seed=1), cub200, or a folder with a folder per "
-        "class, or with train/ and val/.",
+        "Pictures to learn from: birds (built in; birds:species=50,pictures=30,seed=1 draws others), cub200, or a "
+        "folder that holds a folder per class, or train/ and val/.",
     )
-    preset: str = _option(
-        "finetune", "Where the other options' defaults come from.", choices=("finetune", "demo", "paper")
+    preset: str = _run(
+        "finetune",
+        "Where the other options take their defaults from. finetune: your own pictures, from ImageNet weights. demo: "
+        "small pictures, from random weights, in minutes. paper: ImageNet from random weights.",
+        choices=("finetune", "demo", "paper"),
     )
-    model: str = _option(
+    model: str = _model(
         "resnet50",
-        "The network. resnet50 is the paper's B, resnet50v1 the original, resnet50c and resnet50d its C and D.",
+        "resnet50 is the paper's ResNet-B, resnet50v1 the original, resnet50c and resnet50d are the paper's C and D.",
         choices=tuple(f"resnet{kind}" for kind in ("18", "34", "50", "101", "152", "50c", "50d", "50v1")),
     )
-    weights: str = _option(
-        "imagenet", "What training starts from: imagenet, imagenet-v2, none, a file of weights, or a run."
-    )
-    zero_gamma: bool = _option(False, "Let each residual block begin as the identity; only with --weights none.")
-    resize: int = _option(256, "Pictures become squares of this side, in pixels.", SIDE)
-    crop: int = _option(
-        224, "Side of what the network sees: a random window in training, the centre in evaluation.", SIDE
-    )
-    augment: str = _option(
+    weights: str = _model("imagenet", "Weights to start from: imagenet, imagenet-v2, none (random), a file, or a run.")
+    zero_gamma: bool = _model(False, "Start each block with its last BatchNorm's weights at 0. Needs --weights none.")
+    resize: int = _data(256, "Resize pictures to squares of this side, in pixels.", SIDE)
+    crop: int = _data(224, "Side of the square that the network sees: random in training, the centre after.", SIDE)
+    augment: str = _regular(
         "crop",
-        "Random windows of --crop, flipped; resized-crop: of 8 to 100 % of the picture, resized to --crop; "
-        "paper: these with changed colours.",
+        "crop: take random squares of side --crop, and flip them at random. resized-crop: take random windows of 8 to "
+        "100 % of the picture, resize them to --crop, and flip. paper: as resized-crop, and change the colours.",
         choices=("crop", "resized-crop", "paper"),
     )
-    mixup: float = _option(
+    mixup: float = _regular(
         0.0,
-        "Mix each picture with another of its batch, in shares from Beta(this, this); 0: off. A training prediction "
-        "then counts as right if it names the picture with the larger share.",
+        "Mix each picture with another of its batch, in proportions from Beta(MIXUP, MIXUP). 0: off. A training "
+        "prediction counts as right if it names the picture with the larger proportion.",
         AT_LEAST_0,
     )
-    batch_size: int = _option(
-        64,
-        "Pictures per step, of all processes together.",
-        ("from 2, for BatchNorm, to 65536", lambda value: 2 <= value <= 65536),
+    batch_size: int = _optim(64, "Pictures per training step, over all processes together.", between(2, 65536))
+    accumulate: int = _optim(
+        1, "Compute each step in this many micro-batches, to save memory. BatchNorm sees one at a time.", AT_LEAST_1
     )
-    accumulate: int = _option(
-        1,
-        "Compute each step's pictures, of several processes each its own, in this many parts, for less memory; "
-        "BatchNorm sees the parts.",
-        ("at least 1", lambda value: value >= 1),
+    sync_bn: bool = _optim(False, "With several processes: let BatchNorm see the pictures of all, not only its own.")
+    lr: float = _optim(0.025, "Highest learning rate. auto is 0.1 x batch size / 256.", ABOVE_0)
+    epochs: int = _optim(60, "Passes over the training set.", between(1, 10**6))
+    seed: int = _run(0, "Seed of every random draw.", between(0, 2**63 - 1))
+    smoothing: float = _regular(0.1, "Label smoothing: probability to spread over the wrong classes.", FRACTION)
+    teacher: str = _regular("none", "Distillation: learn also from a run or checkpoint of the same classes.")
+    temperature: float = _regular(20.0, "Distillation: divide both networks' outputs by this.", DIVISOR)
+    val_fraction: float = _data(0.2, "Fraction of each class to validate on, if the data has no split.", INNER_FRACTION)
+    momentum: float = _optim(0.9, "Nesterov momentum of SGD.", FRACTION)
+    weight_decay: float = _regular(1e-4, "L2 penalty on the weights.", AT_LEAST_0)
+    bias_decay: bool = _regular(True, "Apply --weight-decay to biases and BatchNorm too, not only to layers' weights.")
+    warmup_epochs: float = _optim(0.0, "Epochs at the start in which the rate rises from 0 to --lr.", AT_LEAST_0)
+    schedule: str = _optim(
+        "cosine",
+        "How the learning rate falls after warm-up. step: to a tenth after each quarter of training.",
+        choices=("cosine", "step", "constant"),
     )
-    sync_bn: bool = _option(
-        False, "Of several processes: let BatchNorm see the pictures of all, not only those of its own."
-    )
-    lr: float = _option(0.025, "Peak learning rate; auto: 0.1 x batch / 256.", ABOVE_0)
-    epochs: int = _option(
-        60, "Times through the training set.", ("from 1 to 1000000", lambda value: 1 <= value <= 10**6)
-    )
-    seed: int = _option(0, "Of every random draw.", ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63))
-    smoothing: float = _option(0.1, "Label smoothing: the probability that goes to the wrong classes.", FRACTION)
-    teacher: str = _option(
-        "none", "Learn from this run's outputs too (distillation): a run of the same classes, or its checkpoint."
-    )
-    temperature: float = _option(
-        20.0,
-        "Of distillation: what both outputs are divided by.",
-        ("above 0, at most 1000000", lambda value: 0 < value <= 10**6),
-    )
-    val_fraction: float = _option(
-        0.2,
-        "Of each class, held out where the data has no split.",
-        ("above 0 and below 1", lambda value: 0 < value < 1),
-    )
-    momentum: float = _option(0.9, "Nesterov momentum of SGD.", FRACTION)
-    weight_decay: float = _option(1e-4, "L2 penalty.", AT_LEAST_0)
-    bias_decay: bool = _option(True, "Let biases and BatchNorm decay too, not only the layers' weights.")
-    warmup_epochs: float = _option(0.0, "Epochs in which the rate rises from 0.", AT_LEAST_0)
-    schedule: str = _option(
-        "cosine", "The rate after warm-up; step: a tenth at each quarter.", choices=("cosine", "step", "constant")
-    )
-    head_lr_multiplier: float = _option(1.0, "The last layer's rate is this times --lr.", ABOVE_0)
-    freeze_backbone_epochs: int = _option(0, "Epochs at the start in which only the last layer learns.", AT_LEAST_0)
-    clip_grad_norm: float = _option(0.0, "Scale gradients of a larger norm down to this; 0: off.", AT_LEAST_0)
-    ema: float = _option(
+    head_lr_multiplier: float = _optim(1.0, "Multiply --lr by this for the last layer.", ABOVE_0)
+    freeze_backbone_epochs: int = _optim(0, "Epochs at the start in which only the last layer is trained.", AT_LEAST_0)
+    clip_grad_norm: float = _optim(0.0, "Scale gradients down to at most this norm. 0: off.", AT_LEAST_0)
+    ema: float = _optim(
         0.0,
-        "Decay of an exponential moving average of the weights, which is then what is evaluated and kept; it spans "
-        "about 1 / (1 - this) steps; 0: off.",
+        "Evaluate and keep an exponential moving average of the weights, with this decay: 0.999 averages over about "
+        "1000 steps. 0: off.",
         FRACTION,
     )
-    early_stopping: int = _option(0, "Stop after this many epochs without a better one; 0: off.", AT_LEAST_0)
+    early_stopping: int = _regular(0, "Stop after this many epochs without a better accuracy. 0: off.", AT_LEAST_0)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -132,21 +122,19 @@ class Recipe:
             raise UserError(f"--freeze-backbone-epochs {self.freeze_backbone_epochs}: there are {self.epochs} --epochs")
         if 2 * self.accumulate > max(self.batch_size, 2):
             raise UserError(
-                f"--accumulate {self.accumulate}: of --batch-size {self.batch_size}, each part needs two pictures"
+                f"--accumulate {self.accumulate}: each micro-batch of --batch-size {self.batch_size} needs two pictures"
             )
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"--warmup-epochs {self.warmup_epochs:g} must be below --epochs {self.epochs}; give both")
 
     @classmethod
     def create(cls, given: Mapping[str, Any]) -> "Recipe":
-        """The recipe of the options ``given`` by hand over the preset's. Paths become absolute; lr "auto" a number.
+        """Return the recipe of the options ``given`` by hand, and of the preset for the others.
 
-        A preset's warm-up is shortened to half of the epochs that are given.
+        Paths become absolute, and lr "auto" a number. A preset's warm-up is at most half of the epochs.
         """
         preset = given.get("preset") or ("demo" if is_birds(given.get("data", cls.data)) else cls.preset)
-        if preset not in PRESETS:
-            raise UserError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
-        values = {**PRESETS[preset], **given, "preset": preset}
+        values = {**PRESETS.get(preset, {}), **given, "preset": preset}
         if "warmup_epochs" in values and "warmup_epochs" not in given:
             values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] / 2)
         scaled = values.get("lr", "auto") == "auto"
@@ -156,32 +144,30 @@ class Recipe:
         for name, words in named.items():
             if name in values and values[name] not in words and not (name == "data" and is_birds(values[name])):
                 try:
-                    values[name] = str(Path(values[name] or "\0").expanduser().resolve())
+                    if not values[name]:
+                        raise ValueError("is empty")
+                    values[name] = str(Path(values[name]).expanduser().resolve())
                 except (RuntimeError, ValueError, OSError) as error:
-                    raise UserError(f"--{name} '{values[name]}': {error or 'is empty'}; give a path") from error
+                    raise UserError(f"--{name} '{values[name]}': {error}; give a path") from error
         recipe = cls(**values)
         return replace(recipe, lr=0.1 * recipe.batch_size / 256) if scaled else recipe
 
     @classmethod
     def load(cls, file: Path) -> "Recipe":
-        """The recipe of a run. An option younger than the file takes its default."""
+        """Read a run's recipe.json. An option that the file does not know yet takes its default."""
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError, UserError) as error:
+            return cls(**read_object(file))
+        except (TypeError, ValueError, UserError) as error:
             raise UserError(f"{file} is no recipe of this version: {' '.join(str(error).split())}") from error
 
     def contradictions(self, given: Mapping[str, Any]) -> list[str]:
-        """The options given by hand that differ from this recipe, as ``--name value (was value)``."""
-        wanted = Recipe.create({**asdict(self), **given})
-        return [
-            f"{option_name(name)} {getattr(wanted, name)} (was {getattr(self, name)})"
-            for name in given
-            if getattr(wanted, name) != getattr(self, name)
-        ]
+        """Return the options given by hand that differ from this recipe, as ``--name value (was value)``."""
+        was, now = asdict(self), asdict(Recipe.create({**asdict(self), **given}))
+        return [f"{option_name(name)} {now[name]} (was {was[name]})" for name in given if now[name] != was[name]]
 
 
 def is_birds(data: str) -> bool:
-    """Whether ``--data`` means the built-in birds: ``birds``, or a draw of one's own such as ``birds:species=50``."""
+    """Tell whether ``--data`` means the built-in birds: ``birds``, or another draw such as ``birds:species=50``."""
     return data.partition(":")[0] == "birds"
 
 
@@ -189,30 +175,13 @@ def option_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
+FROM_SCRATCH = {"weights": "none", "zero_gamma": True}
+TRICKS = {"model": "resnet50d", "augment": "paper", "mixup": 0.2, "bias_decay": False}
 PRESETS: dict[str, dict[str, Any]] = {
     # One's own pictures, from ImageNet weights: the fields' own defaults.
     "finetune": {},
     # The built-in birds from scratch, in minutes on two CPU cores.
-    "demo": {
-        "weights": "none",
-        "zero_gamma": True,
-        "resize": 64,
-        "crop": 56,
-        "batch_size": 32,
-        "lr": 0.1,
-        "epochs": 5,
-        "warmup_epochs": 1.0,
-    },
+    "demo": FROM_SCRATCH | {"resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 5, "warmup_epochs": 1.0},
     # He et al. 2019: ImageNet from scratch with every trick that the paper keeps, but for a teacher (table 6).
-    "paper": {
-        "model": "resnet50d",
-        "weights": "none",
-        "zero_gamma": True,
-        "augment": "paper",
-        "mixup": 0.2,
-        "batch_size": 256,
-        "epochs": 120,
-        "bias_decay": False,
-        "warmup_epochs": 5.0,
-    },
+    "paper": FROM_SCRATCH | TRICKS | {"batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
 }

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from plumage.errors import UserError
+from plumage.files import write_json
+from plumage.rundir.evaluation import Evaluation
 from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
@@ -26,14 +28,14 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
-def best_temperature(logits: np.ndarray, labels: np.ndarray, most: float = MOST) -> float:
-    """The T from 1 / ``most`` to ``most`` at which logits / T have the smallest nll (Guo et al. 2017).
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the T from 1 / MOST to MOST at which logits / T have the smallest nll (Guo et al. 2017).
 
     In 1 / T the nll is convex: its slope, the mean of E[logit] − logit of the label, is bisected. Where every picture
-    is right, or where guessing is best, it ends at a bound.
+    is right, or where guessing is best, T is one of the bounds.
     """
     of_label = logits[np.arange(len(labels)), labels]
-    low, high = -math.log(most), math.log(most)  # of log(1 / T)
+    low, high = -math.log(MOST), math.log(MOST)  # of log(1 / T)
     for _ in range(24):
         middle = (low + high) / 2
         expected = (np.exp(log_softmax(np.exp(middle) * logits)) * logits).sum(axis=1)
@@ -41,36 +43,27 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray, most: float = MOST)
     return float(np.exp(-(low + high) / 2))
 
 
-def calibrate(run: RunDir, logits: np.ndarray, labels: np.ndarray, checkpoint: str, weights: str) -> dict[str, Any]:
-    """Fit a temperature and write calibration.json, which is returned. Raises UserError where none is best.
-
-    checkpoint: what the logits are of, for the reader; weights: the same by its fingerprint, for ``temperature_for``.
-    """
-    logits = logits.astype(np.float64)
+def calibrate(run: RunDir, evaluation: Evaluation) -> dict[str, Any]:
+    """Fit a temperature and write calibration.json, which is returned. Raises UserError where none is best."""
+    logits, labels = evaluation.logits.astype(np.float64), evaluation.labels
     temperature = best_temperature(logits, labels)
     if abs(math.log(temperature)) > math.log(MOST) - 1e-3:
         what = "all are right" if temperature < 1 else "none is better than a guess"
         raise UserError(
             f"--calibrate: {len(labels)} validation pictures tell no temperature: {what}; take more of them"
         )
-    result = {
-        "temperature": temperature,
-        "n": len(labels),
-        "nll": nll(logits, labels),
-        "calibrated_nll": nll(logits / temperature, labels),
-        "checkpoint": checkpoint,
-        "weights": weights,
-    }
-    run.write_json("calibration.json", result)
+    result: dict[str, Any] = {"temperature": temperature, "n": len(labels), "nll": nll(logits, labels)}
+    result |= {"calibrated_nll": nll(logits / temperature, labels)}
+    result |= {"checkpoint": evaluation.checkpoint, "weights": evaluation.weights}
+    write_json(run.path / "calibration.json", result)
     return result
 
 
 def temperature_for(run: RunDir, weights: str) -> float:
-    """What logits of the checkpoint with this fingerprint are to be divided by; 1 where the run was not calibrated."""
-    found = run.calibration
-    if found is None:
-        return 1.0
-    if found["weights"] != weights:
+    """Return what to divide the logits of the checkpoint with this fingerprint by; 1 if the run is not calibrated."""
+    fitted = run.calibration
+    if fitted and fitted["weights"] == weights:
+        return float(fitted["temperature"])
+    if fitted:
         log.warning(f"{run.path / 'calibration.json'} is of another checkpoint and is not used; eval --calibrate again")
-        return 1.0
-    return float(found["temperature"])
+    return 1.0

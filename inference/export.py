@@ -1,18 +1,14 @@
-"""A run's model for other programs: ONNX, safetensors, TorchScript or torch.export, each compared before it is kept."""
+"""export(run, …): a run's model as a file for other programs, compared with the model before it is kept."""
 
 import json
-import logging
-import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,150 +17,91 @@ from plumage.data.decode import decode_or_reason
 from plumage.data.sources import list_pictures, locate
 from plumage.data.split import read_split
 from plumage.data.store import Cache
-from plumage.engine.evaluate import model_of
+from plumage.engine.prepare import model_of
 from plumage.errors import UserError, first_line
-from plumage.files import check_output, written_beside
+from plumage.files import written_whole
 from plumage.inference.calibration import temperature_for
-from plumage.models.resnet import build_model
-from plumage.models.weights import fingerprint, load_state
+from plumage.inference.formats import FORMATS, Format, Logits, Network
+from plumage.models.weights import fingerprint
 from plumage.rundir.folder import RunDir
 
-log = logging.getLogger("plumage")
-
-OPSET = 18
 PICTURES, BATCH, TOLERANCE = 128, 32, 1e-3
-SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "torchscript": ".torchscript", "pt2": ".pt2"}
-Logits = Callable[[Tensor], Tensor]
 
 
-class Network(nn.Module):
-    """What is exported: pictures → (b, K) logits, with the run's preprocessing after decoding, resizing and cropping.
-
-    Pictures are (b, crop, crop, 3) uint8, or with normalised_input (b, 3, crop, crop) float32.
-    """
-
-    def __init__(self, model: nn.Module, crop: int, normalised_input: bool):
-        super().__init__()
-        self.model, self.view = model, None if normalised_input else Transform(crop)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        images = self.view.normalise(pictures).permute(0, 3, 1, 2) if self.view else pictures
-        logits: Tensor = self.model(images)
-        return logits
-
-
-@dataclass(frozen=True)
-class Export:
-    """What came of it. difference: the largest between logits of the file and the model's, of ``n`` pictures.
-
-    same: how many of them have the same most probable class.
-    """
-
-    file: Path
-    about: str
-    n: int
-    difference: float
-    same: int
-
-
-def choose_format(form: str | None, output: Path | None) -> str:
-    """``form``, else what the output's name says, else onnx."""
-    if form is None and output is not None:
-        form = next((name for name, suffix in SUFFIXES.items() if output.suffix == suffix), None)
-        if form is None:
-            raise UserError(f"--output {output}: give --format, or a name in {', '.join(SUFFIXES.values())}")
-    return form or "onnx"
+def choose_format(name: str | None, output: Path | None) -> Format:
+    """Return the format called ``name``, else the one that the output's name ends in, else ONNX."""
+    suffix = f".{name}" if name is not None else output.suffix if output else ".onnx"
+    asked = f"--output {output}" if name is None else f"--format {name}"
+    if suffix == ".torchscript":
+        raise UserError(f"{asked}: torch deprecates TorchScript; take --format pt2, its successor")
+    if suffix not in FORMATS:
+        names = ", ".join(form.name for form in FORMATS.values())
+        raise UserError(f"{asked}: give --format, one of {names}, or a name in {', '.join(FORMATS)}")
+    return FORMATS[suffix]
 
 
 def export(
-    run: RunDir,
-    cache: Cache,
-    form: str,
-    output: Path | None = None,
-    force: bool = False,
-    checkpoint: str = "best",
-    normalised_input: bool = False,
-    pictures: Path | None = None,
-) -> Export:
-    """Write the model of a checkpoint, in float32, and compare it with itself on real pictures before it gets its name.
+    run: RunDir, form: Format, file: Path, cache: Cache, checkpoint: str, normalised_input: bool, pictures: Path | None
+) -> str:
+    """Write the model of a checkpoint, in float32, compared with itself on real pictures before the file gets its name.
 
-    form: one of SUFFIXES. pictures: a folder to compare on, instead of the run's validation pictures.
-    Raises UserError where the file's logits differ from the model's by more than TOLERANCE.
+    checkpoint: best, last or a file. normalised_input: see Network. pictures: a folder to compare on, instead of the
+    run's validation pictures. Returns how they compare. Raises UserError where logits differ by more than TOLERANCE.
     """
-    file, recipe, classes = output or run.path / f"model{SUFFIXES[form]}", run.recipe, run.classes
-    check_output(file, force)
-    check_packages(form)
-    if normalised_input and form == "safetensors":
-        raise UserError("--normalised-input: safetensors holds weights alone, which have no input; leave it out")
-    model = model_of(run, checkpoint).eval()
+    if absent := [name for name in form.packages if find_spec(name) is None]:
+        raise UserError(f'--format {form.name}: needs {", ".join(absent)}: pip install -e ".[export]"')
+    if normalised_input and not form.holds_input:
+        raise UserError(f"--normalised-input: {form.name} holds weights alone, which have no input; leave it out")
+    model, recipe = model_of(run, checkpoint).eval(), run.recipe
     stored = read_examples(example_files(run, cache, pictures), recipe.resize, cache.workers)
+    views = Transform(recipe.crop).center(stored) if normalised_input else center_crop(stored, recipe.crop)
     network = Network(model, recipe.crop, normalised_input).eval()
-    views = center_crop(stored, recipe.crop).contiguous()
-    if normalised_input:
-        views = Transform(recipe.crop).center(views).contiguous()
-
     metadata = describe(run, model, form, normalised_input)
-    writers = {"onnx": write_onnx, "pt2": write_pt2, "torchscript": write_torchscript, "safetensors": write_safetensors}
-    readers: dict[str, Callable[[Path], Logits]] = {
-        "onnx": read_onnx,
-        "pt2": read_pt2,
-        "torchscript": read_torchscript,
-        "safetensors": partial(read_safetensors, network, recipe.model, classes),
-    }
-    with written_beside(file) as draft:
-        try:
-            writers[form](network, views[:2], draft, metadata)
-            theirs = in_batches(readers[form](draft), views)
-        except OSError:
-            raise
-        except Exception as error:  # exporters raise nearly anything where releases do not go together
-            problem = f"--format {form}: torch {torch.__version__} cannot write or read it here: {first_line(error)}"
-            way_out = 'pip install --upgrade -e ".[export]", or take another --format'
-            raise UserError(f"{problem}; {way_out}") from error
-        ours = in_batches(network, views)
-        difference = largest_difference(ours, theirs, form)
-    same = int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
-    about = f"ONNX opset {OPSET}" if form == "onnx" else form
-    return Export(file, about, len(views), difference, same)
+    with written_whole(file) as draft:
+        return write_and_compare(form, draft, network, views.contiguous(), metadata)
 
 
-def largest_difference(ours: Tensor, theirs: Tensor, form: str) -> float:
-    """Raises UserError where it is above TOLERANCE, or no number."""
+def write_and_compare(form: Format, file: Path, network: Network, views: Tensor, metadata: dict[str, str]) -> str:
+    """Write ``file``, and say how its logits of ``views`` compare with the network's. UserError where they differ."""
+    asked = f"--format {form.name}"
+    try:
+        form.write(network, views[:2], file, metadata)
+        theirs = in_batches(form.read(file, network), views)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # exporters raise nearly anything where releases do not go together
+        failure = f"torch {torch.__version__} cannot write or read it here: {first_line(error)}"
+        way_out = 'pip install --upgrade -e ".[export]", or take another --format'
+        raise UserError(f"{asked}: {failure}; {way_out}") from error
+    ours = in_batches(network, views)
     difference = float((ours - theirs).abs().max())
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"--format {form}: logits differ by {difference:.3g} from the model's on {len(ours)} pictures, more than "
-            f"{TOLERANCE}: nothing is written; take another --format"
-        )
-    return difference
-
-
-def check_packages(form: str) -> None:
-    needed = ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ()
-    if absent := [name for name in needed if find_spec(name) is None]:
-        raise UserError(f'--format {form}: needs {", ".join(absent)}: pip install -e ".[export]"')
+    if not difference <= TOLERANCE:  # as a difference that is no number is not
+        failure = f"logits differ by {difference:.3g} from the model's, more than {TOLERANCE}"
+        raise UserError(f"{asked}: {failure}: nothing is written; take another --format")
+    same = int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
+    return f"largest difference of logits {difference:.2g}, the same class for {same} of {len(views)} pictures"
 
 
 def example_files(run: RunDir, cache: Cache, pictures: Path | None) -> list[Path]:
-    """Up to PICTURES files, evenly from the sorted list."""
+    """Return up to PICTURES files to compare on, evenly from the validation pictures or those in ``pictures``."""
     if pictures is None:
         try:
             samples = read_split(run.split, locate(run.recipe.data, cache), run.classes)
         except UserError as error:
             raise UserError(f"{error}; or give other pictures to compare on, --pictures FOLDER") from error
         assert samples.split is not None
-        found = [samples.root / samples.paths[row] for row in np.flatnonzero(samples.split == "val")]
+        files = [samples.root / samples.paths[row] for row in np.flatnonzero(samples.split == "val")]
     else:
-        found = [Path(path) for path in list_pictures([str(pictures)])]
-    chosen = np.linspace(0, len(found) - 1, min(PICTURES, len(found))).round().astype(int)
-    return [found[row] for row in chosen]
+        files = [Path(path) for path in list_pictures([str(pictures)])]
+    chosen = np.linspace(0, len(files) - 1, min(PICTURES, len(files))).round().astype(int)
+    return [files[row] for row in chosen]
 
 
 def read_examples(files: list[Path], size: int, workers: int) -> Tensor:
-    """(n, size, size, 3) uint8 of those that can be read. Raises UserError where none can."""
+    """Return (n, size, size, 3) uint8, the files that can be read. Raises UserError where none can."""
     with ThreadPoolExecutor(workers) as pool:
-        read = list(pool.map(partial(decode_or_reason, size=size), files))
-    stored = [picture for picture in read if not isinstance(picture, str)]
+        read = pool.map(partial(decode_or_reason, size=size), files)
+        stored = [picture for picture in read if not isinstance(picture, str)]
     if not stored:
         raise UserError(f"none of {len(files)} pictures to compare on can be read: {files[0]}; give --pictures FOLDER")
     return torch.from_numpy(np.stack(stored))
@@ -172,80 +109,18 @@ def read_examples(files: list[Path], size: int, workers: int) -> Tensor:
 
 @torch.inference_mode()
 def in_batches(logits: Logits, views: Tensor) -> Tensor:
-    """(n, K): of one picture first, then of batches, of which the last may be smaller: any size has to do."""
+    """Return (n, K) logits: of one picture, then of batches, of which the last may be smaller. Any size has to do."""
     return torch.cat([logits(part) for part in (views[:1], *views[1:].split(BATCH)) if len(part)])
 
 
-def describe(run: RunDir, model: nn.Module, form: str, normalised_input: bool) -> dict[str, str]:
-    """What goes with the weights, as JSON by key: classes, recipe, normalisation, input, temperature."""
+def describe(run: RunDir, model: nn.Module, form: Format, normalised_input: bool) -> dict[str, str]:
+    """Return what goes with the weights, as JSON by key: classes, recipe, normalisation, input, temperature."""
     recipe = run.recipe
     picture = f"resized to {recipe.resize} by {recipe.resize} with an antialiased bilinear filter, its centre cropped"
     shape = f"(b, 3, {recipe.crop}, {recipe.crop}) float32 RGB, (x / 255 - mean) / std"
-    if form != "safetensors" and not normalised_input:
+    if form.holds_input and not normalised_input:
         shape = f"(b, {recipe.crop}, {recipe.crop}, 3) uint8 RGB"
-    about: dict[str, Any] = {
-        "classes": run.classes,
-        "recipe": asdict(recipe),
-        "normalisation": {"mean": MEAN, "std": STD},
-        "input": f"{shape}: the whole picture, {picture}",
-        "temperature": temperature_for(run, fingerprint(model)),
-    }
-    return {key: json.dumps(value) for key, value in about.items()}
-
-
-def write_onnx(network: Network, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
-        input_names=["pictures"],
-        output_names=["logits"],
-        dynamic_shapes={"pictures": {0: torch.export.Dim("batch")}},
-    )
-    assert program is not None
-    program.model.metadata_props.update(metadata)
-    program.save(str(file))
-
-
-def read_onnx(file: Path) -> Logits:
-    import onnxruntime  # noqa: PLC0415 (an extra)
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda views: torch.from_numpy(session.run(None, {"pictures": views.numpy()})[0])
-
-
-def write_pt2(network: Network, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    program = torch.export.export(network, (example,), dynamic_shapes={"pictures": {0: torch.export.Dim("batch")}})
-    with warnings.catch_warnings(), file.open("wb") as handle:
-        warnings.simplefilter("ignore")  # some releases of torch warn of weights in channels-last
-        torch.export.save(program, handle, extra_files=metadata)
-
-
-def read_pt2(file: Path) -> Logits:
-    with file.open("rb") as handle:
-        return torch.export.load(handle).module()
-
-
-def write_torchscript(network: Network, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    with warnings.catch_warnings(), file.open("wb") as handle:
-        warnings.simplefilter("ignore")  # torch recommends torch.export: --format pt2 is that
-        torch.jit.save(torch.jit.trace(network, example), handle, _extra_files=metadata)
-
-
-def read_torchscript(file: Path) -> Logits:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.load(file)
-
-
-def write_safetensors(network: Network, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    state = {key: value.contiguous() for key, value in network.model.state_dict().items()}
-    file.write_bytes(safetensors.torch.save(state, metadata))
-
-
-def read_safetensors(network: Network, name: str, classes: list[str], file: Path) -> Logits:
-    model = build_model(name, len(classes))
-    load_state(model, safetensors.torch.load_file(file), str(file))
-    return Network(model, network.view.crop if network.view else 0, network.view is None).eval()
+    metadata: dict[str, Any] = {"classes": run.classes, "recipe": asdict(recipe)}
+    metadata |= {"input": f"{shape}: the whole picture, {picture}", "normalisation": {"mean": MEAN, "std": STD}}
+    metadata["temperature"] = temperature_for(run, fingerprint(model))
+    return {key: json.dumps(value) for key, value in metadata.items()}

@@ -21,8 +21,8 @@ from plumage.data.augment import Transform
 from plumage.data.decode import decode_or_reason, to_square
 from plumage.data.sources import list_pictures
 from plumage.data.store import map_ahead
-from plumage.engine.evaluate import model_of
 from plumage.engine.evaluator import forward
+from plumage.engine.prepare import model_of
 from plumage.errors import UserError, first_line
 from plumage.files import text_output
 from plumage.hardware.cores import usable_cores
@@ -35,12 +35,12 @@ from plumage.rundir.folder import RunDir
 log = logging.getLogger("plumage")
 
 Picture: TypeAlias = str | Path | Image.Image
-# Of one that is there twice, two threads would read the one file at once.
+# Two threads would otherwise read one file at once, where an image is in the list twice.
 reading_an_image = threading.Lock()
 
 
 class Prediction(NamedTuple):
-    """The most probable class, its probability, and those of all classes by name."""
+    """The most probable class, its probability, and the probabilities of all classes by name."""
 
     label: str
     probability: float
@@ -51,8 +51,8 @@ class Prediction(NamedTuple):
 class Predictor:
     """Pictures → probabilities, prepared and computed as evaluation does: the same size, crop, batches and precision.
 
-    temperature: what the logits are divided by. tta: the mean of a picture's probabilities and of its mirror image's.
-    workers: threads that decode.
+    temperature: divides the logits. tta: average a picture's probabilities with its mirror image's. workers: threads
+    that decode.
     """
 
     model: nn.Module
@@ -66,20 +66,20 @@ class Predictor:
     workers: int
 
     def __call__(self, pictures: Iterable[Picture]) -> list[Prediction]:
-        """Of each, in their order. Raises ValueError, naming it, on the first that cannot be read."""
+        """Return each picture's prediction, in their order. Raises ValueError naming the first that cannot be read."""
         if isinstance(pictures, Picture):
             raise TypeError("needs a list of pictures, even of one: predictor([picture])")
         pictures, predictions = list(pictures), []
-        for picture, found in zip(pictures, self.stream(pictures), strict=True):
-            if isinstance(found, str):
-                raise ValueError(f"{getattr(picture, 'filename', '') or picture}: {found}")
-            label = int(found.argmax())
-            by_name = dict(zip(self.classes, found.tolist(), strict=True))
-            predictions.append(Prediction(self.classes[label], float(found[label]), by_name))
+        for picture, row in zip(pictures, self.stream(pictures), strict=True):
+            if isinstance(row, str):
+                raise ValueError(f"{getattr(picture, 'filename', '') or picture}: {row}")
+            label = int(row.argmax())
+            by_name = dict(zip(self.classes, row.tolist(), strict=True))
+            predictions.append(Prediction(self.classes[label], float(row[label]), by_name))
         return predictions
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[np.ndarray | str]:
-        """(K,) float64 probabilities of each, in their order, or why it cannot be read. Memory stays flat."""
+        """Yield each picture's (K,) float64 probabilities, or why it cannot be read, in their order and flat memory."""
         # Not as a context: a stream that is left early must not wait in the garbage collector, see data/loader.py.
         pool = ThreadPoolExecutor(self.workers)
         try:
@@ -94,9 +94,9 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, stored: Tensor) -> np.ndarray:
-        """(b, size, size, 3) uint8 → (b, K) float64, in which different logits stay different."""
+        """Return (b, K) float64, in which different logits stay different, of (b, size, size, 3) uint8."""
         views = [self.view.center, lambda stored: self.view.center(stored).flip(3)][: 1 + self.tta]
-        run = partial(forward, self.model, autocast=self.machine.autocast, device=self.machine.device, stored=stored)
+        run = partial(forward, self.model, machine=self.machine, stored=stored)
         each = [(run(transform=view).cpu().double() / self.temperature).softmax(dim=1) for view in views]
         return torch.stack(each).mean(dim=0).numpy()
 
@@ -104,12 +104,15 @@ class Predictor:
 def load_predictor(
     run: RunDir,
     machine: Machine,
-    checkpoint: str = "best",
+    checkpoint: str,
     calibrated: bool = True,
     tta: bool = False,
     workers: int | None = None,
 ) -> Predictor:
-    """checkpoint: best, last or a file. calibrated: with the run's temperature, where it is this checkpoint's."""
+    """Load the model of a run's checkpoint: best, last or a file.
+
+    calibrated: divide by the temperature that was fitted to this checkpoint, if any. workers: by default, one per core.
+    """
     recipe, classes, model = run.recipe, run.classes, model_of(run, checkpoint)
     temperature = temperature_for(run, fingerprint(model)) if calibrated else 1.0
     model = model.to(machine.device).eval()
@@ -121,12 +124,11 @@ def load_predictor(
 
 
 def list_inputs(inputs: Iterable[str]) -> list[str]:
-    """The pictures that the command line names. ``-`` stands for the lines of standard input, each a file or folder."""
+    """Return the pictures that the command line names. ``-`` stands for standard input, a file or folder per line."""
     named: list[str] = []
     for name in inputs:
         if name == "-":
-            lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer]
-            named += [line for line in lines if line.strip()]
+            named += [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
         else:
             named.append(name)
     if not named:
@@ -135,34 +137,32 @@ def list_inputs(inputs: Iterable[str]) -> list[str]:
 
 
 def predict(predictor: Predictor, paths: list[str], table: Table, output: Path | None, skip_unreadable: bool) -> None:
-    """Write a row for each of ``paths``, to standard output without ``output``.
+    """Write a row for each of ``paths`` to ``output``, or to standard output.
 
-    A file that cannot be read is named; its row has no label, or with skip_unreadable there is none. Raises UserError
-    without the latter, when all is written.
+    A file that cannot be read is named, and its row has no label; when all is written, a UserError is raised. With
+    skip_unreadable, there is no such row and no error.
     """
     unreadable = 0
     hidden = True if output is None and sys.stdout.isatty() else None  # None: where standard error is no terminal
     with text_output(output) as out, tqdm(desc="predicting", total=len(paths), unit="img", disable=hidden) as bar:
         write = table.writer(out)
-        for path, found in zip(paths, predictor.stream(paths), strict=True):
+        for path, probabilities in zip(paths, predictor.stream(paths), strict=True):
             bar.update()
-            if not isinstance(found, str):
-                write(path, found)
+            if not isinstance(probabilities, str):
+                write(path, probabilities)
                 continue
             unreadable += 1
             with tqdm.external_write_mode(sys.stderr):
-                log.warning(f"{path}: {found}")
+                log.warning(f"{path}: {probabilities}")
             if not skip_unreadable:
                 write(path, None)
     if unreadable and not skip_unreadable:
-        raise UserError(
-            f"{unreadable} of {len(paths)} pictures cannot be read: their rows have no label; "
-            "--skip-unreadable leaves them out"
-        )
+        count = f"{unreadable} of {len(paths)} pictures"
+        raise UserError(f"{count} cannot be read: their rows have no label; --skip-unreadable leaves them out")
 
 
 def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[np.ndarray | str]]:
-    """``decoded`` in groups of ``size`` pictures, in which reasons do not count: the batches that evaluation makes."""
+    """Group ``decoded`` by ``size`` pictures, as evaluation does; what cannot be read does not count."""
     group: list[np.ndarray | str] = []
     pictures = 0
     for item in decoded:
@@ -176,7 +176,7 @@ def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[
 
 
 def read_picture(picture: Picture, size: int) -> np.ndarray | str:
-    """(size, size, 3) uint8 as ``decode`` makes it, or why it cannot. An image of Python's is not changed."""
+    """Return (size, size, 3) uint8 as ``decode`` makes it, or why it cannot. A Pillow image is not changed."""
     if not isinstance(picture, Image.Image):
         return decode_or_reason(Path(picture).expanduser(), size)
     try:

@@ -15,26 +15,21 @@ from plumage.errors import UserError
 
 log = logging.getLogger("plumage")
 
-IDS: dict[str, Callable[[str], str]] = {
-    "path": str,
-    "name": lambda path: PurePath(path).name,
-    "stem": lambda path: PurePath(path).stem,
-}
-
 
 @dataclass(frozen=True)
 class Table:
-    """A row for each picture: what it is called, its label and that one's probability, then those of the next ranks.
+    """A row for each picture: its name, its label and the label's probability, then those of the next top_k ranks.
 
-    columns: the names of these three; what has none is left out. identity: path, name or stem. index: labels by number.
-    probabilities: those of all classes as well, in the order of ``classes``, behind the rest.
+    form: csv or jsonl. columns: the names of these three; one without a name is left out. identity: what names a
+    picture, its path, name or stem. label: what names a class, its name or its index. probabilities: whether those of
+    all classes follow, in the order of ``classes``.
     """
 
     classes: list[str]
     form: str = "csv"
     columns: tuple[str, ...] = ("path", "label", "probability")
     identity: str = "path"
-    index: bool = False
+    label: str = "name"
     top_k: int = 1
     probabilities: bool = False
 
@@ -48,84 +43,80 @@ class Table:
 
     @property
     def header(self) -> list[str]:
-        """Without the classes. Ranks from the second on are named by their number."""
+        """The columns' names, without the classes. Those of the second rank and below end in their number."""
         ranks = range(2, min(self.top_k, len(self.classes)) + 1)
         return [*self.columns, *(f"{name}_{rank}" for rank in ranks for name in self.columns[1:])]
 
+    def name(self, path: str) -> str:
+        return path if self.identity == "path" else getattr(PurePath(path), self.identity)
+
     def row(self, path: str, probabilities: np.ndarray | None) -> list[Any]:
-        """The values under ``header``. probabilities: (K,), or None where the picture could not be read."""
-        values: list[Any] = [IDS[self.identity](path)]
+        """Return the values under ``header``. probabilities: (K,), or None where the picture could not be read."""
+        values: list[Any] = [self.name(path)]
         if probabilities is None:
             return values + [None] * (len(self.header) - 1)
         for label in np.argsort(-probabilities, kind="stable")[: self.top_k]:
-            name = int(label) if self.index else self.classes[label]
+            name = int(label) if self.label == "index" else self.classes[label]
             values += (name, rounded(probabilities[label]))[: len(self.columns) - 1]
         return values
 
     def writer(self, out: TextIO) -> Callable[[str, np.ndarray | None], None]:
-        """A function that writes a picture's row; arguments as of ``row``."""
-        header = self.header
-
-        def of_classes(probabilities: np.ndarray | None) -> list[Any]:
-            if not self.probabilities:
-                return []
-            return [None] * len(self.classes) if probabilities is None else [rounded(p) for p in probabilities]
-
-        def write_json(path: str, probabilities: np.ndarray | None) -> None:
-            row = dict(zip(header, self.row(path, probabilities), strict=True))
-            if self.probabilities:
-                row["probabilities"] = dict(zip(self.classes, of_classes(probabilities), strict=True))
-            out.write(json.dumps(row) + "\n")
-
-        def write_csv(path: str, probabilities: np.ndarray | None) -> None:
-            lines.writerow([*self.row(path, probabilities), *of_classes(probabilities)])
-
-        if self.form == "jsonl":
-            return write_json
+        """Return a function that writes a picture's row and takes what ``row`` takes; a CSV gets its header at once."""
+        header, classes = self.header, self.classes if self.probabilities else []
         lines = csv.writer(out, lineterminator="\n")
-        lines.writerow([*header, *(self.classes if self.probabilities else ())])
-        return write_csv
+        if self.form == "csv":
+            lines.writerow(header + classes)
+
+        def write(path: str, probabilities: np.ndarray | None) -> None:
+            row = self.row(path, probabilities)
+            of_classes = [None if probabilities is None else rounded(probabilities[k]) for k in range(len(classes))]
+            if self.form == "csv":
+                lines.writerow(row + of_classes)
+                return
+            named = dict(zip(header, row, strict=True))
+            if classes:
+                named["probabilities"] = dict(zip(classes, of_classes, strict=True))
+            out.write(json.dumps(named) + "\n")
+
+        return write
 
     def arrange(self, paths: list[str], order: Path | None) -> list[str]:
-        """``paths`` in the order of the rows, which is theirs, or that of the list or sample submission ``order``.
+        """Return ``paths`` in the order of the rows: their own, or that of ``order``, a list or a sample submission.
 
-        Raises UserError where two would be called the same, or where ``order`` names others.
+        Raises UserError where two pictures would have the same name, or where ``order`` names others.
         """
         if self.identity == "path" and order is None:
             return paths
-        called: dict[str, str] = {}
+        by_name: dict[str, str] = {}
         for path in paths:
-            name = IDS[self.identity](path)
-            if called.setdefault(name, path) != path:
-                raise UserError(f"--id {self.identity}: {called[name]} and {path} are both {name!r}; take --id path")
+            name = self.name(path)
+            if by_name.setdefault(name, path) != path:
+                raise UserError(f"--id {self.identity}: {by_name[name]} and {path} are both {name!r}; take --id path")
         if order is None:
             return paths
-        wanted = read_order(order, called, self.columns[0])
-        if missing := [name for name in wanted if name not in called]:
+        wanted = read_order(order, by_name, self.columns[0])
+        if missing := [name for name in wanted if name not in by_name]:
             listed = ", ".join(map(repr, missing[:3])) + ", …" * (len(missing) > 3)
-            raise UserError(
-                f"--order {order}: {len(missing)} of its {len(wanted)} pictures are missing from what was given, "
-                f"where pictures go by --id {self.identity}: {listed}"
-            )
-        if others := len(called) - len(wanted):
+            count = f"{len(missing)} of its {len(wanted)} pictures"
+            raise UserError(f"--order {order}: by --id {self.identity}, {count} are missing from the inputs: {listed}")
+        if others := len(by_name) - len(wanted):
             log.info(f"--order {order}: leaves out {others} pictures that it does not name")
-        return [called[name] for name in wanted]
+        return [by_name[name] for name in wanted]
 
 
 def rounded(probability: float) -> float:
-    """To six significant digits: more than any of them is good for."""
+    """Round to six significant digits, more than any probability is good for."""
     return float(f"{probability:.6g}")
 
 
 def read_order(file: Path, known: Container[str], column: str) -> list[str]:
-    """What a plain list's lines name, or the first column of a CSV.
+    """Return the pictures that ``file`` names, line by line: the whole line if it is in ``known``, else its first cell.
 
-    The first line is a header if it names no picture and has several columns, or is called as the rows' ``column`` is.
+    The first line is a header if it names no picture and has several columns, or if it is ``column``.
     """
     try:
-        text = file.read_text("utf-8-sig", "surrogateescape")
-        lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
-        names = [line if line in known else first_cell(line) for line in lines]
+        lines = [line for line in file.read_text("utf-8-sig", "surrogateescape").split("\n") if line.strip()]
+        names = [line if line in known else next(csv.reader([line]))[0] for line in lines]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--order {file}: cannot be read: {error}") from error
     if lines and names[0] not in known and (names[0] != lines[0].strip('"') or names[0] == column):
@@ -135,7 +126,3 @@ def read_order(file: Path, known: Container[str], column: str) -> list[str]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"--order {file}: names {twice[0]!r} twice; leave each there once")
     return names
-
-
-def first_cell(line: str) -> str:
-    return next(iter(next(csv.reader([line]), [])), "")

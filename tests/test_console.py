@@ -1,4 +1,5 @@
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -58,6 +59,21 @@ def test_a_standard_output_that_is_not_pythons_own_will_do(monkeypatch):
         run_command(click.Command("told", callback=lambda: click.echo("result")))
     assert not end.value.code
     assert sys.stdout.getvalue() == "result\n"
+
+
+@pytest.mark.parametrize(("script", "name"), [("main.py", "python main.py"), ("plumage", "plumage")])
+def test_what_is_said_names_the_command_as_it_was_started(tmp_path, script, name):
+    """As the installed command is: a script elsewhere, in whatever folder."""
+    (tmp_path / script).write_text("from plumage.main import main\nmain()\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def call(*arguments):
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert call("train", "--help").stdout.startswith(f"Usage: {name} train [OPTIONS]\n")
+    assert call("train", "--epochs", "many").stderr.endswith(f" See {name} train --help.\n")
+    assert call().stderr.endswith(f" See {name} --help.\n")
 
 
 def test_too_little_memory_is_one_line_and_other_bugs_are_not(capsys):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,6 +18,8 @@ from conftest import CLIPART, ROOT, TINY, draw_photos
 import plumage.inference.export
 from plumage.data.augment import MEAN, STD
 from plumage.data.decode import decode
+from plumage.inference.formats import FORMATS, write_pt2
+from plumage.main import export as cli_export
 from plumage.models.weights import trained_model
 
 
@@ -107,40 +110,51 @@ def test_safetensors_in_timms_and_torchvisions_own_model(export, run, reference,
             assert (model.eval()(normalised(crops)) - logits).abs().max() < 1e-5
 
 
-def test_torchscript_and_torch_export(export, run, reference, tmp_path):
+def test_torch_export(export, run, reference, tmp_path):
     crops, logits = reference
-    for name in ("m.torchscript", "m.pt2"):
-        code, out, err = export(name)
-        assert code == 0, err
-        assert "largest difference" in out
-        extra = dict.fromkeys(("classes", "recipe", "normalisation", "temperature"), "")
-        if name == "m.pt2":
-            with (tmp_path / name).open("rb") as file:
-                model = torch.export.load(file, extra_files=extra).module()
-        else:
-            model = torch.jit.load(tmp_path / name, _extra_files=extra)
-        check_metadata(extra, run)
-        for size in (1, 7):
-            assert (model(torch.from_numpy(crops[:size])) - logits[:size]).abs().max() < 1e-5
+    code, out, err = export("m.pt2")
+    assert code == 0, err
+    assert "largest difference" in out
+    extra = dict.fromkeys(("classes", "recipe", "normalisation", "temperature"), "")
+    with (tmp_path / "m.pt2").open("rb") as file:
+        model = torch.export.load(file, extra_files=extra).module()
+    check_metadata(extra, run)
+    for size in (1, 7):
+        assert (model(torch.from_numpy(crops[:size])) - logits[:size]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("arguments", [["m.torchscript"], ["m.ts", "--format", "torchscript"]])
+def test_torchscript_is_refused_with_the_reason_and_its_successor(export, tmp_path, arguments):
+    code, out, err = export(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --format torchscript" if "--format" in arguments else "error: --output ")
+    assert "torch deprecates TorchScript" in err
+    assert "--format pt2" in err
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_the_command_line_offers_every_format(cli):
+    (option,) = [option for option in cli_export.params if option.name == "format"]
+    assert {*option.metavar.strip("[]").split("|")} == {form.name for form in FORMATS.values()}
+    _, out, _ = cli("export", "--help")
+    assert "torchscript" not in out
 
 
 @pytest.mark.parametrize("change", [lambda weights: weights + 0.01, lambda weights: weights * float("nan")])
 def test_what_differs_is_not_kept(export, tmp_path, monkeypatch, change):
-    real = plumage.inference.export.write_torchscript
-
     def damaged(network, *arguments):
         weight = network.model.get_submodule("fc").weight
         kept, weight.data = weight.data, change(weight.data)
-        real(network, *arguments)
+        write_pt2(network, *arguments)
         weight.data = kept
 
-    monkeypatch.setattr(plumage.inference.export, "write_torchscript", damaged)
-    (tmp_path / "m.torchscript").write_text("the one before")
-    code, out, err = export("m.torchscript", "--force")
+    monkeypatch.setitem(FORMATS, ".pt2", replace(FORMATS[".pt2"], write=damaged))
+    (tmp_path / "m.pt2").write_text("the one before")
+    code, out, err = export("m.pt2", "--force")
     assert (code, out) == (2, "")
-    assert err.startswith("error: --format torchscript: logits differ by ")
-    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("m.")] == ["m.torchscript"]
-    assert (tmp_path / "m.torchscript").read_text() == "the one before"
+    assert err.startswith("error: --format pt2: logits differ by ")
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("m.")] == ["m.pt2"]
+    assert (tmp_path / "m.pt2").read_text() == "the one before"
 
 
 def test_an_average_of_weights_is_what_is_exported(run, export, tmp_path):

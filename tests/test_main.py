@@ -14,6 +14,7 @@ import torch
 from conftest import CLIPART, TINY
 from PIL import Image
 
+from plumage.rundir.evaluation import Evaluation
 from plumage.rundir.folder import RunDir
 
 FILES = {
@@ -460,11 +461,11 @@ def test_of_a_run_that_cannot_be_written_to_the_numbers_are_told(trained, cli, t
         raise PermissionError(13, "Permission denied")
 
     expected = cli("eval", "--json")[1]
-    monkeypatch.setattr(RunDir, "write_arrays", refuse)
+    monkeypatch.setattr(Evaluation, "save", refuse)
     code, out, err = cli("eval", "--json")
     assert (code, out) == (0, expected)
     assert "what was computed is not kept there: Permission denied" in err
-    monkeypatch.setattr("plumage.report.page.save_figures", refuse)
+    monkeypatch.setattr("plumage.report.page.written_whole", refuse)
     code, _, err = cli("report", "-o", tmp_path / "elsewhere.html")
     assert code == 0, err
     assert "no figures/ there: Permission denied" in err

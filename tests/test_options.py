@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from plumage import main
-from plumage.hardware.device import Machine
 from plumage.models.resnet import build_model
 from plumage.options import LearningRate
-from plumage.recipe import Recipe
+from plumage.recipe import GROUPS, Recipe
 from plumage.rundir.folder import RunDir
 
 # Where the work of each command begins: what comes so far has been accepted.
 WORK = {
-    "train": ["plumage.engine.train.prepare_dataset"],
-    "eval": ["plumage.engine.evaluate.recall_dataset", "plumage.engine.evaluate.read_all"],
+    "train": ["plumage.engine.prepare.prepare_dataset"],
+    "eval": [
+        "plumage.engine.evaluate.recall_dataset",
+        "plumage.engine.prepare.recall_dataset",
+        "plumage.engine.prepare.read_all",
+    ],
     "ablate": ["plumage.ablation.train_one"],
     "report": ["plumage.report.page.write_report"],
     "predict": ["plumage.inference.predict.predict"],
@@ -108,7 +111,7 @@ def prepared(photos, tmp_path, checkpoint, monkeypatch):
     run.best.parent.mkdir(parents=True)
     recipe = Recipe.create({"data": "elsewhere", "model": "resnet18"})
     classes = ["photos", "runs"]  # those of the current folder, which an empty path may not mean
-    run.describe(recipe, classes, Machine(torch.device("cpu"), "fp32", False))
+    run.describe(recipe, classes, {"precision": "fp32"})
     run.best.symlink_to(checkpoint)
 
     def accept(*_, **__):
@@ -144,3 +147,29 @@ def test_each_number_within_its_rule_is_taken(cli, prepared, command, option):
     for value in [number for number in NUMBERS if takes(option, number)]:
         code, _, err = cli(*arguments_for(command, option), option.opts[0], value)
         assert code == ACCEPTED, (value, err)
+
+
+@pytest.mark.parametrize(
+    ("command", "headings"),
+    [
+        ("train", [*GROUPS, "Machine", "Options"]),
+        ("ablate", ["Ablation", *GROUPS, "Machine", "Options"]),
+        ("predict", ["Options", "Rows", "Machine"]),
+        ("report", ["Options"]),
+    ],
+)
+def test_help_lists_every_option_under_the_heading_of_its_group(cli, command, headings):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    sections = {}
+    for line in out.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            listed = sections[line[:-1]] = []
+        elif line.startswith("  -"):
+            listed += [name for name in line.split("  ")[1].replace(",", " ").split() if name.startswith("--")]
+    assert list(sections) == headings
+    for option in main.cli.commands[command].params:
+        if isinstance(option, click.Option):
+            assert option.opts[-1] in sections[getattr(option, "group", "Options")], option.opts
+    everything = [name for listed in sections.values() for name in listed]
+    assert len(everything) == len({*everything})
