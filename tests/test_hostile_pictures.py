@@ -1,0 +1,250 @@
+"""Hostile pictures: each is decoded or skipped with a reason, in bounded memory."""
+
+import io
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hostile import read_or_refused
+from PIL import Image
+
+import plumage.data.decode
+from plumage.data.sources import list_samples
+from plumage.data.store import Cache, open_store
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(width: int, height: int, *more: bytes, rows: bytes = b"\0" * 99) -> bytes:
+    """Return a PNG file of one bit per pixel. Its header may claim any size, whatever ``rows`` holds."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(*tags: tuple[int, int, int, int], following: int = 0, pixels: bytes = b"\x80" * 64) -> bytes:
+    """Return a TIFF file of 8 × 8 grey pixels with ``tags`` (number, type, count, value) changed.
+
+    following: the offset of the next directory.
+    """
+    entries = {256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 200)}
+    entries |= {277: (3, 1, 1), 278: (4, 1, 8), 279: (4, 1, 64)} | {number: rest for number, *rest in tags}
+    body = b"".join(struct.pack("<HHII", number, *entries[number]) for number in sorted(entries))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", following)
+    return head.ljust(200, b"\0") + pixels
+
+
+def patched(whole: bytes, place: int, form: str, *values: int) -> bytes:
+    new = struct.pack(form, *values)
+    return whole[:place] + new + whole[place + len(new) :]
+
+
+def sound_pictures() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    rgb, grey, frames = Image.fromarray(noise), Image.fromarray(noise[..., 0]), {"save_all": True, "duration": 10}
+    frames["append_images"] = [Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue")]
+    bmp = encoded(rgb, "BMP")
+    return {
+        "plain.jpg": encoded(rgb, "JPEG"),
+        "progressive.jpg": encoded(rgb, "JPEG", progressive=True),
+        "ink.jpg": encoded(rgb.convert("CMYK"), "JPEG"),
+        "exif.jpg": encoded(rgb, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40),
+        "endless-exif.jpg": encoded(rgb, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\x08"),
+        "icc.jpg": encoded(rgb, "JPEG", icc_profile=b"no profile" * 99),
+        "icc.png": encoded(rgb, "PNG", icc_profile=b"\xff" * 300),
+        "plain.png": encoded(rgb, "PNG"),
+        "alpha.png": encoded(rgb.convert("RGBA"), "PNG"),
+        "deep.png": encoded(Image.fromarray(rng.integers(0, 65536, (20, 30), np.uint16)), "PNG"),
+        "dot.png": encoded(Image.new("RGB", (1, 1)), "PNG"),
+        "tall.png": encoded(Image.new("L", (1, 20_000)), "PNG"),
+        "wide.gif": encoded(Image.new("P", (20_000, 1)), "GIF"),
+        "moving.png": encoded(rgb, "PNG", **frames),
+        "moving.gif": encoded(rgb, "GIF", **frames),
+        "moving.webp": encoded(rgb, "WEBP", **frames),
+        "plain.gif": encoded(rgb.quantize(16), "GIF"),
+        "clear.gif": encoded(rgb.quantize(16), "GIF", transparency=0),
+        "plain.bmp": bmp,
+        "top-down.bmp": patched(bmp, 22, "<i", -20),
+        "plain.tif": encoded(rgb, "TIFF"),
+        "deflated.tif": encoded(rgb, "TIFF", compression="tiff_adobe_deflate"),
+        "bare.tif": tiff(),
+        "circle.tif": tiff(following=8),
+        "plain.webp": encoded(rgb, "WEBP"),
+        "lossless.webp": encoded(rgb, "WEBP", lossless=True),
+        "plain.ppm": encoded(rgb, "PPM"),
+        "plain.pgm": encoded(grey, "PPM"),
+        "really-a-png.jpg": encoded(rgb, "PNG"),
+        "really-a-jpeg.gif": encoded(rgb, "JPEG"),
+    }
+
+
+def broken_pictures(sound: dict[str, bytes]) -> dict[str, bytes]:
+    jpeg, gif, bmp, webp = (sound[f"plain.{suffix}"] for suffix in ("jpg", "gif", "bmp", "webp"))
+    size = jpeg.index(b"\xff\xc0") + 5
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("1.jpg", jpeg)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch executed) (w) file\nshowpage\n"
+    return {
+        "empty.jpg": b"",
+        "zeros.png": b"\0" * 5000,
+        "text.gif": b"GIF89a, they say",
+        "archive.jpg": archive.getvalue(),
+        "program.jpg": eps,
+        "program.tif": b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, len(eps)) + b"\0" * 18 + eps,
+        "document.jpg": b"%PDF-1.4\n1 0 obj<</Type/Catalog/OpenAction<</S/JavaScript/JS(app.alert(1))>>>>endobj\n%%EOF",
+        "drawing.png": b'<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg xmlns="http://www.w3.org/2000/svg"/>',
+        "page.jpg": b"<html><script>alert(1)</script></html>",
+        "photoshop.jpg": b"8BPS\0\1" + b"\0" * 6 + struct.pack(">HIIHH", 3, 9, 9, 8, 3) + b"\0" * 99,
+        "heif.avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + b"\xff" * 200,
+        "square-bomb.png": png(60_000, 60_000),
+        "thin-bomb.png": png(90_000_000, 1, rows=b"\0" * 11_250_001),
+        "high-bomb.png": png(1, 2**31 - 1),
+        "no-size.png": png(0, 0),
+        "negative.png": png(2**32 - 1, 2**32 - 1),
+        "missing-rows.png": png(9000, 9000),
+        "short-chunk.png": png(8, 8)[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT",
+        "text-bomb.png": png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 1_000_000))] * 80),
+        "bomb.jpg": patched(jpeg, size, ">HH", 65_500, 65_500),
+        "no-size.jpg": patched(jpeg, size, ">HH", 0, 0),
+        "marker.jpg": jpeg[:2] + b"\xff\xe1\xff\xff" + b"Exif\0\0",
+        "no-quantisation.jpg": jpeg.replace(b"\xff\xdb", b"\xff\xfe"),
+        "bomb.gif": patched(gif, 6, "<HH", 65_535, 65_535),
+        "frame-bomb.gif": patched(gif, gif.index(b"\x2c") + 1, "<HHHH", 60_000, 60_000, 65_535, 65_535),
+        "bomb.webp": b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\xff\xff\xff\xff\xff" + webp[12:],
+        "bomb.bmp": patched(bmp, 18, "<ii", 60_000, 60_000),
+        "negative-width.bmp": patched(bmp, 18, "<i", -30),
+        "lowest.bmp": patched(bmp, 18, "<ii", -(2**31), -(2**31)),
+        "no-size.bmp": patched(bmp, 18, "<ii", 0, 0),
+        "depth.bmp": patched(bmp, 28, "<H", 77),
+        "compressed.bmp": patched(bmp, 30, "<I", 99),
+        "colours.bmp": patched(patched(bmp, 28, "<H", 8), 46, "<I", 2**32 - 1),
+        "header.bmp": patched(bmp, 14, "<I", 2**32 - 1),
+        "bomb.tif": tiff((256, 4, 1, 60_000), (257, 4, 1, 60_000)),
+        "largest.tif": tiff((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1)),
+        "no-size.tif": tiff((256, 4, 1, 0)),
+        "bits.tif": tiff((258, 3, 1, 65_535)),
+        "many-bits.tif": tiff((258, 3, 2**32 - 1, 8)),
+        "samples.tif": tiff((277, 3, 1, 65_535)),
+        "outside.tif": tiff((273, 4, 1, 2**32 - 1)),
+        "many-strips.tif": tiff((273, 4, 2**30, 8), (279, 4, 2**30, 8)),
+        "compression.tif": tiff((259, 3, 1, 77)),
+        "fax.tif": tiff((259, 3, 1, 4), (258, 3, 1, 1), (256, 4, 1, 9000), (257, 4, 1, 9000)),
+        "nowhere.tif": b"II*\0\xff\xff\xff\xff",
+        "big.tif": b"II+\0\x08\0\0\0" + b"\xff" * 8,
+        "floats.tif": tiff((258, 3, 1, 32), (339, 3, 1, 3), (279, 4, 1, 256), pixels=b"\x7f" * 256),
+        "bomb.ppm": b"P6 60000 60000 255\n" + b"\0" * 99,
+        "short.ppm": b"P6 9000 9000 255\n" + b"\0" * 99,
+        "negative.ppm": b"P6 -5 5 255\n" + b"\0" * 99,
+        "depth.ppm": b"P6 5 5 99999999999\n" + b"\0" * 99,
+        "comment.ppm": b"P6 #" + b"x" * 100_000,
+        "words.ppm": b"P3 5 5 255\n" + b"red green blue " * 25,
+        "floats.ppm": b"Pf 5 5 -1.0\n" + b"\x7f" * 100,
+    }
+
+
+def mutations(sound: dict[str, bytes]) -> dict[str, bytes]:
+    """Return eight damaged copies of each sound file, cut short or with bytes changed, each by a seed of its own."""
+    files = {}
+    for name, whole in sound.items():
+        for number in range(8):
+            draw, content = random.Random(f"{name} {number}"), bytearray(whole)
+            if number < 3:
+                del content[draw.randrange(len(content)) :]
+            else:  # half of these only where headers are
+                end = 100 if number % 2 else len(content)
+                for _ in range(draw.randint(1, 6)):
+                    content[draw.randrange(min(end, len(content)))] = draw.choice([0, 255, draw.randrange(256)])
+            files[f"{number}-{name}"] = bytes(content)
+    return files
+
+
+def blank_sheets(sound: dict[str, bytes]) -> dict[str, bytes]:
+    """Return sound pictures just below the limit: 98 megapixels with transparency, in files of hundreds of bytes."""
+    return {f"sheet-{n}.gif": patched(sound["clear.gif"], 6, "<HH", 9900, 9900) for n in range(3)}
+
+
+READ_ALL = """
+import json, re, resource, sys
+from pathlib import Path
+from plumage.data.store import Cache, open_store
+root, cache = map(Path, sys.argv[1:])
+store = open_store(root, json.loads((cache / "names").read_text()), 16, Cache(cache, workers=4))
+if sys.platform == "linux":  # where ru_maxrss starts at the peak of the parent process, pytest's
+    peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+whole = store.pixels.shape == (len(store.readable), 16, 16, 3) and len(store.digests) == len(store.readable)
+print(json.dumps([store.readable.tolist(), store.skipped, whole, peak]))
+"""
+
+
+def test_hundreds_of_hostile_pictures_in_bounded_memory(tmp_path):
+    sound = sound_pictures()
+    broken, sheets, mutated = broken_pictures(sound), blank_sheets(sound), mutations(sound)
+    assert len(broken) + len(mutated) > 250
+    root, cache = tmp_path / "pictures", tmp_path / "cache"
+    root.mkdir()
+    cache.mkdir()
+    for name, content in {**sound, **broken, **sheets, **mutated}.items():
+        (root / name).write_bytes(content)
+    (root / "round.jpg").symlink_to(root / "about.jpg")
+    (root / "about.jpg").symlink_to(root / "round.jpg")
+    (root / "folder.jpg").mkdir()
+    absent = {"round.jpg", "about.jpg", "folder.jpg", "plain.jpg/1.jpg", f"{'long' * 99}.jpg", "vanished.jpg"}
+    names = sorted({path.name for path in root.iterdir()} | absent)
+    (cache / "names").write_text(json.dumps(names))
+
+    command = [sys.executable, "-c", READ_ALL, root, cache]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert output.returncode == 0, output.stderr
+    readable, skipped, whole, peak = json.loads(output.stdout)
+    reasons = dict(skipped)
+    assert {names[number] for number in readable} | reasons.keys() == set(names)
+    assert len(readable) + len(skipped) == len(names)
+    assert whole
+    assert not (sound.keys() | sheets.keys()) & reasons.keys()
+    assert (broken.keys() | absent) - {"text-bomb.png", "many-bits.tif"} <= reasons.keys()  # these two hold pixels too
+    assert all(reason.strip() and len(reason.splitlines()) == 1 and len(reason) < 500 for reason in reasons.values())
+    assert not (ROOT / "executed").exists()
+    assert peak < 2  # GiB
+
+
+def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_path, monkeypatch):
+    alone = []
+    locked = plumage.data.decode.one_huge_picture.locked
+    monkeypatch.setattr(plumage.data.decode, "to_rgb", lambda image: alone.append(locked()) or image)
+    monkeypatch.setattr(plumage.data.decode, "HUGE", 99)
+    for side in (9, 10):
+        Image.new("RGB", (side, 11)).save(tmp_path / f"{side}.png")
+        plumage.data.decode.decode(tmp_path / f"{side}.png", 4)
+    assert alone == [False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
+def test_without_permission(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+    (tmp_path / "a" / "1.png").chmod(0)
+    ((path, reason),) = open_store(tmp_path, ["a/1.png", "b/1.png"], 8, Cache(tmp_path / "cache")).skipped
+    assert (path, "Permission denied" in reason) == ("a/1.png", True)
+    (tmp_path / "b").chmod(0)
+    assert read_or_refused(lambda: list_samples(tmp_path), tmp_path / "b") is None
+    (tmp_path / "b").chmod(0o700)
