@@ -36,8 +36,8 @@ from torch import multiprocessing
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import plumage.engine.train
-from plumage.data.loader import Batch
-from plumage.data.share import share_of
+from plumage.data.loader import Batch, shard_of
+from plumage.hardware import processes
 from plumage.hardware.device import Machine
 from plumage.hardware.environment import environment
 from plumage.recipe import Recipe
@@ -129,9 +129,15 @@ class Clock:
         return future.then(reduced)
 
 
-def work(rank: int, processes: int, port: int, options: argparse.Namespace, file: str) -> None:
+def work(rank: int, world_size: int, port: int, options: argparse.Namespace, file: str) -> None:
     """Train ``options.steps`` steps; write what the first process saw to ``file``."""
-    about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    about = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in about.items()})
     torch.set_num_threads(1)
     cpu, clock, agreeing, begun = torch.device("cpu"), Clock(), 0.0, []
@@ -139,18 +145,19 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
     recipe = Recipe.create({"preset": "finetune", "weights": "none", **sizes})
     with ExitStack() as stack:
         stack.enter_context(processes.joined(cpu))
-        share = processes.wrap_ddp
-        if processes > 1:
-            stack.enter_context(patch("plumage.hardware.processes.wrap_ddp", lambda *args: clock.watch(share(*args))))
+        wrap = processes.wrap_ddp
+        if world_size > 1:
+            stack.enter_context(patch("plumage.hardware.processes.wrap_ddp", lambda *args: clock.watch(wrap(*args))))
         machine = Machine(cpu, "fp32", compile=False)
-        state, _ = plumage.engine.train.build(recipe, machine, [str(n) for n in range(200)], options.steps, None, None)
-        part = share_of(options.batch, rank, processes)
-        images = torch.randint(256, (len(part.places), options.crop, options.crop, 3), dtype=torch.uint8)
-        batch = Batch(0, images, torch.arange(len(images)), part)
+        classes = [str(number) for number in range(200)]
+        state, _ = plumage.engine.train.build(recipe, machine, classes, options.steps * options.batch, None, None)
+        shard = shard_of(options.batch, rank, world_size)
+        images = torch.randint(256, (len(shard.places), options.crop, options.crop, 3), dtype=torch.uint8)
+        batch = Batch(0, images, torch.arange(len(images)), shard)
         state.optimizer.register_step_pre_hook(lambda *_: begun.append(time.perf_counter()))
         state.trainer.run([batch] * options.steps, max_epochs=1)
         seconds = (begun[-1] - begun[1]) / (len(begun) - 2)  # without the first two, which build what the others use
-        if processes > 1:
+        if world_size > 1:
             start = time.perf_counter()
             for _ in range(500):
                 processes.any_process(0)
@@ -160,12 +167,12 @@ def work(rank: int, processes: int, port: int, options: argparse.Namespace, file
         Path(file).write_text(json.dumps({"seconds": seconds, "agreeing": agreeing, "steps": steps}))
 
 
-def measure(processes: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(world_size: int, options: argparse.Namespace) -> dict[str, Any]:
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port, file = free.getsockname()[1], Path(folder, "seen.json")
         free.close()
-        multiprocessing.spawn(work, (processes, port, options, str(file)), processes)
+        multiprocessing.spawn(work, (world_size, port, options, str(file)), world_size)
         return json.loads(file.read_text())
 
 

@@ -24,6 +24,7 @@ from table import provenance, publish
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plumage.data.decode import decode
+from plumage.data.loader import Batch, shard_of
 from plumage.data.sources import list_pictures, locate
 from plumage.data.store import Cache
 from plumage.engine.criterion import LabelSmoothingLoss
@@ -45,7 +46,7 @@ def untrained(folder: Path, machine: Machine, batch_size: int) -> RunDir:
     """A run with the finetune preset's sizes, and a checkpoint as its network begins."""
     run = RunDir(folder)
     run.best.parent.mkdir(parents=True)
-    run.describe(Recipe.create({"preset": "finetune", "batch_size": batch_size}), CLASSES, machine)
+    run.describe(Recipe.create({"preset": "finetune", "batch_size": batch_size}), CLASSES, environment(machine))
     torch.save({"model": build_model("resnet50", len(CLASSES)).state_dict()}, run.best)
     return run
 
@@ -53,11 +54,12 @@ def untrained(folder: Path, machine: Machine, batch_size: int) -> RunDir:
 def forward_pass(predictor: Predictor, machine: Machine, files: list[str]) -> Callable[[], object]:
     """What evaluation does with pictures that are decoded already."""
     stored = torch.from_numpy(np.stack([decode(Path(file), predictor.size) for file in files]))
-    batches = [(0, part, torch.zeros(len(part), dtype=torch.int64)) for part in stored.split(predictor.batch_size)]
-    evaluator = create_evaluator(
-        predictor.model, LabelSmoothingLoss(0.1, len(CLASSES)), predictor.view.center, machine.autocast, machine.device,
-        len(CLASSES),
-    )  # fmt: skip
+    batches = [
+        Batch(0, pictures, torch.zeros(len(pictures), dtype=torch.int64), shard_of(len(pictures), 0, 1))
+        for pictures in stored.split(predictor.batch_size)
+    ]
+    criterion = LabelSmoothingLoss(0.1, len(CLASSES))
+    evaluator = create_evaluator(predictor.model, criterion, predictor.view.center, machine, len(CLASSES))
     return lambda: evaluator.run(batches)
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     files = [found[number % len(found)] for number in range(args.pictures)]
     with tempfile.TemporaryDirectory() as folder:
         run = untrained(Path(folder) / "run", machine, args.batch_size)
-        predictor = load_predictor(run, machine)
+        predictor = load_predictor(run, machine, "best")
         table, output = Table(CLASSES), Path(folder) / "predictions.csv"
         kinds: dict[str, Callable[[], object]] = {
             "forward pass": forward_pass(predictor, machine, files),

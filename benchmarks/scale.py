@@ -65,7 +65,7 @@ def go(until: str, folder: Path) -> None:
 
     from plumage.data.dataset import prepare, recall  # noqa: PLC0415
     from plumage.data.feed import reader  # noqa: PLC0415
-    from plumage.data.loader import epoch_length, train_batches  # noqa: PLC0415
+    from plumage.data.loader import Pictures, epoch_length, train_batches  # noqa: PLC0415
     from plumage.data.sources import list_samples  # noqa: PLC0415
     from plumage.data.split import write_split  # noqa: PLC0415
     from plumage.data.store import Cache  # noqa: PLC0415
@@ -89,9 +89,8 @@ def go(until: str, folder: Path) -> None:
     read = reader(dataset.store, torch.device("cpu"))
 
     def epoch() -> None:
-        rows, labels = dataset.pictures("train")
-        batches = train_batches(read, rows, labels, BATCH_SIZE, seed=0)
-        for _ in islice(batches, epoch_length(len(rows), BATCH_SIZE)):
+        pictures = Pictures(read, *dataset.pictures("train"), BATCH_SIZE)
+        for _ in islice(train_batches(pictures, seed=0), epoch_length(len(pictures.rows), BATCH_SIZE)):
             pass
 
     timed("an epoch", epoch)

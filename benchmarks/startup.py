@@ -37,10 +37,11 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
     """In the process that is measured: prints {part: seconds since ``begun``} at its end, and leaves."""
     from ignite.engine import Events  # noqa: PLC0415
 
-    import main  # noqa: PLC0415
     import plumage.data.dataset  # noqa: PLC0415
     import plumage.data.sources  # noqa: PLC0415
+    import plumage.engine.prepare  # noqa: PLC0415
     import plumage.engine.train  # noqa: PLC0415
+    from plumage import main  # noqa: PLC0415
 
     ends = {"imports": time.time() - begun}
 
@@ -54,7 +55,7 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
         return wrapped
 
     plumage.data.sources.draw_birds = clocked(plumage.data.sources.draw_birds)
-    plumage.engine.train.list_samples = clocked(plumage.engine.train.list_samples)
+    plumage.engine.prepare.list_samples = clocked(plumage.engine.prepare.list_samples)
     plumage.data.dataset.open_store = clocked(plumage.data.dataset.open_store)
     build = clocked(plumage.engine.train.build)
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plumage.birds.folder import draw_birds
 from plumage.data.decode import decode
 from plumage.data.feed import reader
-from plumage.data.loader import epoch_length, train_batches
+from plumage.data.loader import Pictures, epoch_length, train_batches
 from plumage.data.store import Cache, Store, open_store
 from plumage.hardware.cores import usable_cores
 from plumage.hardware.device import Machine
@@ -76,9 +76,8 @@ def warm(store: Store) -> float:
     """Seconds of an epoch's batches, the last partial one included."""
     rows, labels = np.arange(len(store.readable)), np.zeros(len(store.readable), np.int64)
     start = perf_counter()
-    for _ in islice(
-        train_batches(reader(store, torch.device("cpu")), rows, labels, BATCH, seed=0), epoch_length(len(rows), BATCH)
-    ):
+    pictures = Pictures(reader(store, torch.device("cpu")), rows, labels, BATCH)
+    for _ in islice(train_batches(pictures, seed=0), epoch_length(len(rows), BATCH)):
         pass
     return perf_counter() - start
 
