@@ -57,9 +57,10 @@ def train(folder: Path | None, resume: bool, **options: Any) -> None:
     from plumage.engine.train import train as run_training  # noqa: PLC0415 (torch takes seconds, and --help needs none)
     from plumage.hardware import processes  # noqa: PLC0415
 
-    machine, cache, memory = choose_machine(options), choose_cache(options), processes.Memory()
+    machine, cache = choose_machine(options), choose_cache(options)
     with ExitStack() as stack:
         with processes.joined(machine.device) as leads:
+            memory = processes.Memory()
             choose = partial(open_run, stack, folder, given, recipe, resume, memory.run)
             run, recipe = processes.from_first("the run's folder", choose)
             if leads:
