@@ -1,19 +1,21 @@
 import errno
 import os
 import stat
+import struct
+import zipfile
 
+import numpy as np
 import pytest
 
 from plumage.errors import UserError
 from plumage.files import (
     draft_of,
     folder_written_whole,
+    read_arrays,
     read_json,
     read_object,
-    read_table,
     text_output,
     write_json,
-    write_table,
     written_whole,
 )
 
@@ -22,11 +24,10 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("durable", [False, True])
-def test_until_the_end_the_old_file_is_there_and_then_the_new_one(tmp_path, durable):
+def test_until_the_end_the_old_file_is_there_and_then_the_new_one(tmp_path):
     file = tmp_path / "file"
     for content in ("old", "new"):
-        with written_whole(file, durable) as draft:
+        with written_whole(file) as draft:
             draft.write_text(content)
             assert draft.parent == tmp_path  # a rename needs the same disk
             assert (file.read_text() if file.exists() else "") == ("" if content == "old" else "old")
@@ -83,15 +84,28 @@ def test_a_file_gets_the_rights_that_the_user_gives_new_files(tmp_path):
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
 
 
-def test_what_is_durable_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_end(tmp_path, monkeypatch):
+def test_content_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_end(tmp_path, monkeypatch):
     done, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda n: done.append(stat.S_ISDIR(os.fstat(n).st_mode)) or fsync(n))
     monkeypatch.setattr("pathlib.Path.replace", lambda path, to: done.append("rename") or replace(path, to))
-    for durable, order in ((False, ["rename"]), (True, [False, "rename", True])):
-        done.clear()
-        with written_whole(tmp_path / "file", durable) as draft:
-            draft.write_text("content")
-        assert done == order
+    with written_whole(tmp_path / "file") as draft:
+        draft.write_text("content")
+    assert done == [False, "rename", True]
+
+
+def test_a_folder_is_on_the_disk_with_all_below_it_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda n: done.append(os.fstat(n).st_ino) or fsync(n))
+    monkeypatch.setattr("pathlib.Path.rename", lambda path, to: done.append("rename") or rename(path, to))
+    with folder_written_whole(tmp_path / "folder") as draft:
+        (draft / "below").mkdir()
+        (draft / "below" / "file").write_text("content")
+        (draft / "link").symlink_to("nowhere")
+        (draft / "below" / "file").chmod(0o444)
+    folder = tmp_path / "folder"
+    flushed = {path.stat().st_ino for path in (folder, folder / "below", folder / "below" / "file")}
+    assert set(done[:3]) == flushed
+    assert done[3:] == ["rename", tmp_path.stat().st_ino]
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_never_replaces_another(tmp_path):
@@ -112,31 +126,6 @@ def test_a_folder_appears_whole_or_not_at_all_and_never_replaces_another(tmp_pat
     assert names(folder) == ["first"]
 
 
-def test_tables_are_read_back_with_any_name(tmp_path):
-    rows = [['a, "b"', "line\nbreak"], ["n\udcff", "günstig 鳥"]]
-    write_table(tmp_path / "t.csv", ("one", "two"), rows)
-    assert [row for _, row in read_table(tmp_path / "t.csv", ("one", "two"))] == rows
-    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.csv").read_bytes())  # as a spreadsheet saves it
-    assert [row for _, row in read_table(tmp_path / "t.csv", ("one", "two"))] == rows
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("", "line 1: needs the columns one, two"),
-        ("two,one\n", "line 1: needs the columns one, two"),
-        ("one,two\n1,2\n3\n", "line 3: has 1 columns, not 2"),
-        ('one,two\n"' + "x" * 200_000 + '",2\n', "cannot be read: field larger"),
-        (None, "cannot be read: "),
-    ],
-)
-def test_what_is_no_such_table_is_named_with_the_line(tmp_path, content, says):
-    if content is not None:
-        (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(UserError, match=rf"t\.csv,? {says}"):
-        list(read_table(tmp_path / "t.csv", ("one", "two")))
-
-
 def test_json_that_is_no_object_is_named(tmp_path):
     file = tmp_path / "o.json"
     write_json(file, [1])
@@ -153,3 +142,37 @@ def test_output_goes_to_the_file_or_to_standard_output(tmp_path, capsys):
         with text_output(file) as out:
             out.write("result\n")
     assert (tmp_path / "out").read_text() == capsys.readouterr().out == "result\n"
+
+
+def test_arrays_are_read_back_and_nothing_else_of_the_archive(tmp_path):
+    arrays = {"a": np.arange(5), "b": np.zeros((2, 3), np.uint8), "c": np.float32(3), "none": np.zeros((0, 4))}
+    np.savez(tmp_path / "some.npz", **arrays, other=np.zeros(10**6))
+    read = read_arrays(tmp_path / "some.npz", {"a": 40, "b": 6, "c": 4, "none": 0, "absent": 1})
+    assert read.keys() == arrays.keys()
+    for name, array in read.items():
+        assert array.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def header(text):
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "compression"),
+    [
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (50,)}") + bytes(50), zipfile.ZIP_DEFLATED),
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (20000,)}") + bytes(20000), zipfile.ZIP_STORED),
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (2**40,)}") + bytes(50), zipfile.ZIP_STORED),
+        (header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**40},)}}") + bytes(50), zipfile.ZIP_STORED),
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (-5, -10)}") + bytes(50), zipfile.ZIP_STORED),
+        (header("{'descr': '|O', 'fortran_order': False, 'shape': (5,)}") + bytes(40), zipfile.ZIP_STORED),
+        (b"", zipfile.ZIP_STORED),
+    ],
+    ids=["compressed", "too large", "no shape", "a shape beyond the file", "negative", "pickled", "empty"],
+)
+def test_arrays_that_lie_are_refused(tmp_path, content, compression):
+    with zipfile.ZipFile(tmp_path / "some.npz", "w", compression) as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(ValueError):  # noqa: PT011 (of numpy too)
+        read_arrays(tmp_path / "some.npz", {"a": 50})

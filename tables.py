@@ -1,0 +1,60 @@
+"""Tables as CSV, for people and their spreadsheets; read back as data that may be anything."""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from plumage.errors import UserError
+from plumage.files import text_output
+
+# What a spreadsheet computes instead of showing it, full-width signs too; and the numbers among that, which do no harm.
+FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV with a header. A path that is no text goes through as the bytes that it is."""
+    with text_output(file) as out:
+        write = row_writer(out)
+        for row in chain([columns], rows):
+            write(row)
+
+
+def row_writer(out: TextIO, line_end: str = "\r\n") -> Callable[[Iterable[Any]], object]:
+    """Return a function that writes a row of CSV.
+
+    Text that a spreadsheet would compute, as a class called =1+1, gets an apostrophe, which ``plain`` takes away.
+    """
+    write = csv.writer(out, lineterminator=line_end).writerow
+    return lambda row: write([_inert(cell) if isinstance(cell, str) else cell for cell in row])
+
+
+def _inert(cell: str) -> str:
+    # Also where it begins with an apostrophe of its own, so that just one is to be taken away.
+    return f"'{cell}" if FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
+
+
+def plain(cell: str) -> str:
+    """Return the text that ``row_writer`` wrote as ``cell``."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of each row of a CSV with this header, as ``write_table`` got them.
+
+    Raises UserError, naming the wrong line.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
+            lines = csv.reader(handle)
+            if next(lines, None) != list(columns):
+                raise UserError(f"{file}, line 1: needs the columns {', '.join(columns)}")
+            for row in lines:
+                if len(row) != len(columns):
+                    raise UserError(f"{file}, line {lines.line_num}: has {len(row)} columns, not {len(columns)}")
+                yield lines.line_num, [plain(cell) for cell in row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
