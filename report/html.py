@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from plumage.errors import visible
 from plumage.report.figures import INK
 
 
@@ -37,7 +39,16 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
+def shown(value: object) -> object:
+    """Return what the page says of ``value``: what no macro has made may be a name of anything."""
+    return value if isinstance(value, Markup) else visible(str(value), keep="\n")
+
+
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    finalize=shown,
 )
 TEMPLATES.filters.update(jpeg=jpeg, svg=svg, number=format)
