@@ -12,7 +12,9 @@ from typing import Any
 import click
 from click import Choice, IntRange
 
+from plumage.data.cache import cache_folder
 from plumage.errors import UserError
+from plumage.files import expanded
 from plumage.recipe import GROUPS, Recipe, option_name
 
 RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
@@ -58,7 +60,10 @@ class Place(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail("is empty; give a path", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (which leaves an unknown ~user)
+        place = expanded(value)
+        if place == value and value.startswith("~/") and not os.path.lexists(value):
+            self.fail(f"{value}: there is no home folder; give the whole path", param, ctx)
+        return super().convert(place, param, ctx)
 
 
 PATH, FOLDER = Place(path_type=Path), Place(path_type=Path, exists=True, file_okay=False)
@@ -146,10 +151,6 @@ def recipe_option(field: "Field[Any]") -> Decorator:
     return option(cls=GroupedOption, group=field.metadata["group"])
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plumage")
-
-
 def need_tensorboard(ctx: click.Context, param: click.Parameter, wanted: bool) -> bool:
     if wanted and find_spec("tensorboard") is None:
         raise UserError('--tensorboard: the package is not there; pip install -e ".[tensorboard]" installs it')
@@ -164,7 +165,7 @@ recipe_options = all_of(*map(recipe_option, by_group))
 cache_option = machine(
     "--cache",
     type=PATH,
-    default=cache_folder,
+    callback=lambda context, param, given: cache_folder(given),
     show_default="~/.cache/plumage",
     help="Folder for decoded pictures, drawn birds and downloads.",
 )

@@ -36,13 +36,14 @@ def load(
     ValueError where there is no such run, checkpoint or device.
     """
     from plumage.errors import UserError  # noqa: PLC0415
+    from plumage.files import expanded  # noqa: PLC0415
     from plumage.hardware.cores import usable_cores  # noqa: PLC0415
     from plumage.hardware.device import Machine, choose_device, choose_precision, set_up  # noqa: PLC0415
     from plumage.inference.predict import load_predictor  # noqa: PLC0415
     from plumage.rundir.choose import find_run  # noqa: PLC0415
 
     try:
-        folder, hardware = find_run(Path(run).expanduser()), choose_device(device)
+        folder, hardware = find_run(Path(expanded(str(run)))), choose_device(device)
         set_up(hardware, usable_cores())
         machine = Machine(hardware, choose_precision("auto", hardware, folder.precision), compile=False)
         return load_predictor(folder, machine, checkpoint, calibrated, tta)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plumage.errors import UserError
-from plumage.files import read_object
+from plumage.files import expanded, read_object
 
 Rule = tuple[str, Callable[[Any], bool]]
 
@@ -146,7 +146,7 @@ class Recipe:
                 try:
                     if not values[name]:
                         raise ValueError("is empty")
-                    values[name] = str(Path(values[name]).expanduser().resolve())
+                    values[name] = str(Path(expanded(values[name])).resolve())
                 except (RuntimeError, ValueError, OSError) as error:
                     raise UserError(f"--{name} '{values[name]}': {error}; give a path") from error
         recipe = cls(**values)
@@ -161,9 +161,13 @@ class Recipe:
             raise UserError(f"{file} is no recipe of this version: {' '.join(str(error).split())}") from error
 
     def contradictions(self, given: Mapping[str, Any]) -> list[str]:
-        """Return the options given by hand that differ from this recipe, as ``--name value (was value)``."""
+        """Return the options given by hand that differ from this recipe, as ``--name value (was value)``.
+
+        The place of the data may differ: which pictures are there decides.
+        """
         was, now = asdict(self), asdict(Recipe.create({**asdict(self), **given}))
-        return [f"{option_name(name)} {now[name]} (was {was[name]})" for name in given if now[name] != was[name]]
+        differ = (name for name in given if name != "data" and now[name] != was[name])
+        return [f"{option_name(name)} {now[name]} (was {was[name]})" for name in differ]
 
 
 def is_birds(data: str) -> bool:

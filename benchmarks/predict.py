@@ -23,6 +23,7 @@ from table import provenance, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from plumage.data.cache import cache_folder
 from plumage.data.decode import decode
 from plumage.data.loader import Batch, shard_of
 from plumage.data.sources import list_pictures, locate
@@ -35,7 +36,6 @@ from plumage.hardware.environment import environment
 from plumage.inference.predict import Predictor, load_predictor, predict
 from plumage.inference.table import Table
 from plumage.models.resnet import build_model
-from plumage.options import cache_folder
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 

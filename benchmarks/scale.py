@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -45,16 +46,18 @@ def make_pictures(root: Path, pictures: int) -> None:
 def make_store(folder: Path) -> None:
     """As if the pictures had been decoded."""
     from plumage.data.sources import list_samples  # noqa: PLC0415 (the process that starts the others stays small)
-    from plumage.data.store import _key, write_skipped  # noqa: PLC0415
+    from plumage.data.store import _hash, _keys, _name, write_skipped  # noqa: PLC0415
 
     root = folder / "pictures"
     paths = list_samples(root).paths
-    home = folder / "stores" / f"{root.name}-{SIDE}px-{_key(root, paths, SIDE)}"
+    keys = _keys(root, paths)
+    home = folder / "stores" / f"{_name(root, SIDE)}-{_hash(keys.data)}"
     home.mkdir(parents=True)
     with (home / "pixels").open("wb") as file:
         file.truncate(len(paths) * SIDE * SIDE * 3)
     digests = np.random.default_rng(0).integers(0, 256, (len(paths), 16), np.uint8)
-    np.savez(home / "index.npz", readable=np.arange(len(paths)), digests=digests)
+    sums = np.full(len(paths), zlib.crc32(bytes(3 * SIDE**2)), np.uint32)
+    np.savez(home / "index.npz", keys=keys, readable=np.arange(len(paths)), digests=digests, sums=sums)
     for file in (home / "skipped.csv", folder / "skipped.csv"):
         write_skipped(file, [])
 

@@ -84,7 +84,7 @@ def warm(store: Store) -> float:
 
 def memory(folder: Path, size: int) -> tuple[int, float, float]:
     """Pictures, and what a process of its own holds that builds their store and reads an epoch from it, GiB: its own
-    memory, and the peak of that with what it maps."""
+    memory, and the peak of that with what it maps, libraries above all."""
     output = subprocess.check_output([sys.executable, __file__, "--one", str(folder), "--size", str(size)])
     return len(paths_below(folder)), *json.loads(output.splitlines()[-1])
 
@@ -116,7 +116,7 @@ def report(args: argparse.Namespace, folder: Path) -> Iterator[str]:
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         yield f"| {kind} | {median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f}) | {spread} |"
     yield ""
-    yield "| Pictures | Pixels, GiB | Memory of its own, GiB | With the store's pages, which the system may take back |"
+    yield "| Pictures | Pixels, GiB | Memory of its own, GiB | The peak of that, with libraries, GiB |"
     yield "| --- | --- | --- | --- |"
     for pictures, own, peak in (memory(small, args.size), memory(large, args.size)):
         yield f"| {pictures:,} | {pictures * args.size**2 * 3 / 2**30:.2f} | {own:.2f} | {peak:.2f} |"

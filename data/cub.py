@@ -4,9 +4,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from plumage.data.cache import FETCHED, MARK
 from plumage.data.samples import Samples
 from plumage.errors import UserError
-from plumage.files import is_below
+from plumage.files import flush, flush_all, is_below
 
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -17,14 +18,17 @@ def fetch_cub200(cache: Path, url: str = CUB_URL, md5: str = CUB_MD5) -> Path:
     """Return the folder of CUB-200-2011 in ``cache``; download (1.2 GB), check and unpack it if it is not there."""
     from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415 (slow, rarely needed)
 
-    folder, partial = cache / "CUB_200_2011", cache / "CUB_200_2011.partial"
+    folder, partial = cache / FETCHED, cache / f"{FETCHED}.partial"
     if folder.is_dir():
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # An archive that is whole is not fetched again, so a broken attempt costs only what it had not done.
         download_and_extract_archive(url, str(cache), extract_root=str(partial), md5=md5)
+        (partial / folder.name / MARK).touch()
+        flush_all(partial)
         (partial / folder.name).rename(folder)
+        flush(cache)
     except (OSError, EOFError, RuntimeError) as error:
         way_out = "run again, or unpack it and give its folder"
         raise UserError(f"--data cub200: {url} was not fetched ({error}); {way_out}") from error

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from plumage.data.samples import Samples, some
-from plumage.data.sources import locate
-from plumage.data.split import read_split, shared_pictures, stratified_split
+from plumage.data.split import shared_pictures, stratified_split
 from plumage.data.store import Cache, Store, open_store, read_skipped
 from plumage.errors import UserError
 
@@ -53,9 +52,8 @@ def prepare(samples: Samples, size: int, val_fraction: float, seed: int, cache: 
     return replace(dataset, samples=replace(samples, split=split))
 
 
-def recall(data: str, size: int, classes: list[str], split: Path, skipped: Path, cache: Cache) -> Dataset:
-    """Open what ``prepare`` made for a run, by the run's split.csv and skipped.csv: files added since do not count."""
-    samples = read_split(split, locate(data, cache), classes)
+def recall(samples: Samples, size: int, skipped: Path, cache: Cache) -> Dataset:
+    """Open what ``prepare`` made for a run, by the ``samples`` of its split.csv and by its skipped.csv."""
     # The unreadable files belong to the list by which the store is known.
     paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
     store = open_store(samples.root, paths, size, cache)

@@ -3,7 +3,9 @@
 import threading
 import warnings
 from contextlib import nullcontext, suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -16,8 +18,14 @@ DECODER = 2  # part of a store's key: raise it whenever the same file would deco
 Image.MAX_IMAGE_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a side
 AMPLE = 3  # times the square: a JPEG is decoded at no smaller scale
-# A file of a hundred bytes may decode to gigabytes. One such at a time: memory does not grow with the threads.
+# Room for 100 megapixels of three bytes. Sparse files may be longer than any memory, and some decoders take twice that.
+MAX_BYTES = 320_000_000
+# Of what a file holds beside its pixels: Pillow makes some 50 bytes of each number there.
+MAX_HEADER, MAX_TRAILER, STREAMED = 16_000_000, 128_000_000, 65_536
+# A file of a hundred bytes may decode to gigabytes. One such, or one that is long itself, at a time: memory does not
+# grow with the threads.
 HUGE = 25_000_000
+LARGE = 32_000_000
 STRIP = 1_000_000  # pixels
 one_huge_picture = threading.Lock()
 ORIENTATION = ExifTags.Base.Orientation
@@ -32,17 +40,46 @@ def decode(file: Path, size: int) -> np.ndarray:
     where that leaves AMPLE times ``size``: the same within rounding, in a fraction of the time and memory.
     Raises whatever Pillow raises on a file that it cannot read.
     """
-    if file.exists() and not file.is_file():
+    status = file.stat()
+    if not S_ISREG(status.st_mode):
         raise ValueError("is no regular file")  # opening a pipe would wait for ever
-    with Image.open(file, formats=FORMATS) as opened:
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"has {status.st_size / 1e6:,.0f} MB: no picture may have more than {MAX_BYTES // 10**6}")
+    large = status.st_size > LARGE
+    with (
+        one_huge_picture if large else nullcontext(),
+        Source(FileIO(file)) as source,
+        Image.open(source, formats=FORMATS) as opened,
+    ):
+        source.left, source.counted = MAX_TRAILER, STREAMED + 1
         if max(opened.size) > MAX_SIDE:
             raise ValueError(f"is {opened.width} by {opened.height} pixels: no side may have more than {MAX_SIDE}")
         huge = opened.width * opened.height > HUGE  # a progressive JPEG is, at any scale
         reduced = opened.draft(None, (AMPLE * size, AMPLE * size))
         box = reduced[1] if reduced else None  # where the scale does not divide a side, a fraction of a pixel less
-        with one_huge_picture if huge else nullcontext():
+        with one_huge_picture if huge and not large else nullcontext():
             opened.load()  # which may change its mode
             return to_square(opened, size, box)
+
+
+class Source(BufferedReader):
+    """A picture's file, of which ``left`` bytes can still be read in pieces of ``counted`` or more: all of its header.
+
+    Pixels stream in smaller pieces. WebP and AVIF are read at once, in one piece without a size.
+    """
+
+    left, counted = MAX_HEADER, 1
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if size is not None and size >= self.counted:
+            self.left -= len(content)
+            if self.left < 0:
+                raise OSError(f"holds more than {MAX_HEADER // 10**6} MB beside its pixels")
+        return content
+
+    def __repr__(self) -> str:
+        return "the file"
 
 
 def to_square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
@@ -52,7 +89,8 @@ def to_square(image: Image.Image, size: int, box: tuple[float, float, float, flo
     square = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
     with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
         square.info = {}  # of which the orientation alone counts, whatever else the block holds
-        square.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+        if len(image.info.get("exif", b"")) <= MAX_HEADER:
+            square.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
         square = ImageOps.exif_transpose(square)
     return np.asarray(square)
 
@@ -85,4 +123,7 @@ def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
     try:
         return decode(file, size)
     except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …
-        return " ".join(str(error).replace(str(file), "the file").split()) or type(error).__name__
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        for name in (str(file), repr(str(file))[1:-1]):
+            reason = reason.replace(name, "the file")
+        return " ".join(reason.split()) or type(error).__name__

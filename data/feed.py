@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import torch
@@ -20,21 +21,21 @@ def reader(store: Store, device: torch.device) -> Reader:
     A CUDA device keeps all pictures in its memory if they take less than a third of what is free; otherwise they are
     copied to it while it computes. For other devices, the pictures stay on the CPU.
     """
-    if device.type == "cuda" and store.pixels is not None:
+    if device.type == "cuda" and store.pixels:
         torch.cuda.empty_cache()  # memory of a training before, which would count as taken
-        needed, free = store.pixels.nbytes, torch.cuda.mem_get_info(device)[0]
+        needed, free = prod(store.shape), torch.cuda.mem_get_info(device)[0]
         if 3 * needed < free:
             log.info(f"all pictures move to {device}: {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
-            return resident(store.pixels, device)
+            return resident(store, device)
     move = mover(device)
     return lambda rows: move(store.read(rows))
 
 
-def resident(pixels: np.ndarray, device: torch.device) -> Reader:
-    """Copy all ``pixels``, (n, side, side, 3) uint8, to ``device``, and return a reader from that copy."""
-    copy, move = torch.empty(pixels.shape, dtype=torch.uint8, device=device), mover(device)
-    for start in range(0, len(pixels), 1024):  # not all at once, since each goes through page-locked memory
-        copy[start : start + 1024] = move(np.array(pixels[start : start + 1024]))
+def resident(store: Store, device: torch.device) -> Reader:
+    """Copy all pictures of ``store`` to ``device``, and return a reader from that copy."""
+    copy, move = torch.empty(store.shape, dtype=torch.uint8, device=device), mover(device)
+    for rows in np.split(np.arange(len(copy)), range(1024, len(copy), 1024)):  # since each goes through locked memory
+        copy[rows[0] : rows[-1] + 1] = move(store.read(rows))
     return lambda rows: copy[move(rows)]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plumage.data.ahead import map_ahead
 from plumage.data.feed import Reader
 from plumage.data.seeding import Purpose, generator
-from plumage.data.store import map_ahead
 
 AHEAD = 2  # batches in preparation while one is being computed
 

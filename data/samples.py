@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from plumage.errors import visible
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -31,6 +33,5 @@ class Samples:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Join ``names`` for a message of one line: the first few, what cannot be printed escaped, and how many more."""
-    shown = (name if name.isprintable() else repr(name)[1:-1] for name in names[:most])
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Join ``names`` for a message of one line: the first few, and how many more."""
+    return ", ".join(map(visible, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

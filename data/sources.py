@@ -11,10 +11,11 @@ import numpy as np
 
 import plumage.birds
 from plumage.birds.folder import birds_folder, draw_birds, parse_birds
+from plumage.data.cache import keep
 from plumage.data.cub import fetch_cub200, is_cub, read_cub
 from plumage.data.samples import Samples, some
 from plumage.data.store import Cache
-from plumage.errors import UserError
+from plumage.errors import UserError, shortage
 from plumage.recipe import is_birds
 
 log = logging.getLogger("plumage")
@@ -35,10 +36,12 @@ def locate(data: str, cache: Cache) -> Path:
             log.info(f"--data {data} is the built-in set; for the folder of that name write --data ./{data}")
         if data == "cub200":
             log.info("CUB-200-2011 shares pictures with ImageNet: from ImageNet's weights, its accuracies flatter")
-        return _built_in_birds(data, cache) if is_birds(data) else fetch_cub200(cache.folder)
-    folder = Path(os.path.expanduser(data))  # noqa: PTH111 (which leaves an unknown ~user as it is)
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        folder = _built_in_birds(data, cache) if is_birds(data) else fetch_cub200(cache.folder)
+        keep(folder)
+        return folder
+    folder = Path(data)
+    if not os.path.isdir(folder):  # noqa: PTH112 (pathlib may raise, as where a name is too long)
+        what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
         raise UserError(f"--data {data}: {what}; give a folder with a folder of pictures for each class")
     return folder
 
@@ -51,6 +54,8 @@ def _built_in_birds(data: str, cache: Cache) -> Path:
         try:
             draw_birds(folder, **options, workers=cache.workers)
         except OSError as error:
+            if shortage(error):
+                raise
             raise UserError(f"--cache {cache.folder}: cannot be written ({error}); give another folder") from error
     return folder
 
@@ -71,13 +76,12 @@ def list_pictures(inputs: Iterable[str]) -> list[str]:
     """
     pictures, missing, ignored = set[str](), list[str](), Counter[str]()
     for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            inside = set(_pictures(path, name if name.endswith("/") else f"{name}/", ignored))
+        if os.path.isdir(name):  # noqa: PTH112 (pathlib may raise)
+            inside = set(_pictures(Path(name), name if name.endswith("/") else f"{name}/", ignored))
             if not inside:
                 raise UserError(f"{name} holds no pictures; give another folder, or files")
             pictures |= inside
-        elif path.exists():
+        elif os.path.lexists(name):
             pictures.add(name)
         else:
             missing.append(name)
@@ -117,7 +121,7 @@ def read_folders(folder: Path) -> Samples:
 
 def _sides(folder: Path, ignored: Counter[str]) -> dict[str, tuple[str, Classes]]:
     """Find "train" and "val", or "" where there is no split: of each, what its paths begin with, and its classes."""
-    names = [entry.name for entry in _visible(folder, Counter()) if entry.is_dir()]
+    names = [entry.name for entry in _visible(folder, Counter(), needed=True) if _is_folder(entry)]
     children = {name.lower(): name for name in names}
     train, val = (next(filter(None, map(children.get, usual)), None) for usual in (TRAIN_NAMES, VAL_NAMES))
     if train is None or val is None:
@@ -136,7 +140,7 @@ def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Classes:
     """List every class folder in ``folder / prefix`` that has any pictures; paths are relative to ``folder``."""
     classes: Classes = {}
     for entry in _visible(folder / prefix, ignored):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             ignored["files outside the class folders"] += 1
         elif paths := sorted(_pictures(Path(entry.path), f"{prefix}{entry.name}/", ignored)):
             classes[entry.name] = paths
@@ -150,16 +154,17 @@ def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]
 
     Follow a link to each folder once: links in circles, or from all folders to all others, come to an end.
     """
-    waiting, followed = [(folder, prefix)], {folder.resolve()}
+    waiting, followed = [(folder, prefix)], {_real(folder)}
     while waiting:
         here, prefix = waiting.pop()
-        if all((here / name).is_file() for name in RUN_FILES):  # a run, whose figures are no pictures to learn from
+        # A run, whose figures are no pictures to learn from.
+        if all(os.path.isfile(here / name) for name in RUN_FILES):  # noqa: PTH113 (pathlib may raise)
             ignored[f"the run {here}"] += 1
             continue
         for entry in _visible(here, ignored):
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.is_symlink():
-                    target, real = Path(entry.path).resolve(), here.resolve()
+                    target, real = _real(Path(entry.path)), _real(here)
                     if target in (real, *real.parents) or target in followed:
                         ignored[f"the circular or repeated link {entry.path}"] += 1
                         continue
@@ -181,13 +186,28 @@ def _is_picture(name: str) -> bool:
     return name[name.rfind(".") :].lower() in SUFFIXES
 
 
-def _visible(folder: Path, ignored: Counter[str]) -> "list[os.DirEntry[str]]":
-    """List what is in ``folder`` and not hidden, sorted by name."""
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry leads to a folder. One that leads nowhere, as a link in circles does, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))  # which does not raise where links go in circles
+
+
+def _visible(folder: Path, ignored: Counter[str], needed: bool = False) -> "list[os.DirEntry[str]]":
+    """List what is in ``folder`` and not hidden, sorted by name. UserError where that cannot be and is ``needed``."""
     try:
         with os.scandir(folder) as entries:
             everything = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
+        if needed:
+            raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
+        log.warning(f"{some([str(folder)])} cannot be listed ({error.strerror}): what is in it is left out")
+        return []
     visible = [entry for entry in everything if not entry.name.startswith(".")]
     if hidden := len(everything) - len(visible):
         ignored["hidden files or folders"] += hidden
@@ -203,6 +223,6 @@ def _nothing_in(folder: Path) -> str:
 def _hint(folder: Path) -> str:
     """Name the folder inside that is meant: a download was unpacked one folder too deep, or only train/ is there."""
     for entry in _visible(folder, Counter()):
-        if entry.is_dir() and sum(inner.is_dir() for inner in _visible(Path(entry.path), Counter())) >= 2:
+        if _is_folder(entry) and sum(map(_is_folder, _visible(Path(entry.path), Counter()))) >= 2:
             return f"; did you mean --data '{entry.path}'?"
     return ""

@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from plumage.data.ahead import map_ahead
 from plumage.data.augment import Transform
 from plumage.data.decode import decode_or_reason, to_square
+from plumage.data.samples import some
 from plumage.data.sources import list_pictures
-from plumage.data.store import map_ahead
 from plumage.engine.evaluator import forward
 from plumage.engine.prepare import model_of
 from plumage.errors import UserError, first_line
-from plumage.files import text_output
+from plumage.files import expanded, text_output
 from plumage.hardware.cores import usable_cores
 from plumage.hardware.device import Machine
 from plumage.inference.calibration import temperature_for
@@ -69,7 +70,8 @@ class Predictor:
         """Return each picture's prediction, in their order. Raises ValueError naming the first that cannot be read."""
         if isinstance(pictures, Picture):
             raise TypeError("needs a list of pictures, even of one: predictor([picture])")
-        pictures, predictions = list(pictures), []
+        pictures = [expanded(str(each)) if isinstance(each, str | Path) else each for each in pictures]
+        predictions = []
         for picture, row in zip(pictures, self.stream(pictures), strict=True):
             if isinstance(row, str):
                 raise ValueError(f"{getattr(picture, 'filename', '') or picture}: {row}")
@@ -153,7 +155,7 @@ def predict(predictor: Predictor, paths: list[str], table: Table, output: Path |
                 continue
             unreadable += 1
             with tqdm.external_write_mode(sys.stderr):
-                log.warning(f"{path}: {probabilities}")
+                log.warning(f"{some([path])}: {probabilities}")
             if not skip_unreadable:
                 write(path, None)
     if unreadable and not skip_unreadable:
@@ -178,7 +180,7 @@ def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[
 def read_picture(picture: Picture, size: int) -> np.ndarray | str:
     """Return (size, size, 3) uint8 as ``decode`` makes it, or why it cannot. A Pillow image is not changed."""
     if not isinstance(picture, Image.Image):
-        return decode_or_reason(Path(picture).expanduser(), size)
+        return decode_or_reason(Path(picture), size)
     try:
         with reading_an_image:
             picture.load()

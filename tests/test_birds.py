@@ -1,16 +1,26 @@
 import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from concurrent.futures import as_completed
 from itertools import combinations
+from time import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
+import plumage.birds.folder
 from plumage.birds.folder import birds_folder, draw_birds, parse_birds
 from plumage.birds.portrait import COLOURS, Species, draw_picture
 from plumage.birds.species import GENUS_SIZE, legible, species_list, unlike
 from plumage.data.sources import list_samples
 from plumage.errors import UserError
+from plumage.files import folder_written_whole
 
 
 def pixels(bird, picture=0, seed=0):
@@ -40,6 +50,39 @@ def test_a_folder_that_came_first_stays(tmp_path):
 def test_what_cannot_be_drawn_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="workers"):
         draw_birds(tmp_path / "birds", species=1, pictures=1, workers=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nobody knows there whether a draft is held")
+def test_workers_end_with_a_killed_parent_and_its_draft_goes_with_the_next_drawing(tmp_path):
+    cache, pipe = tmp_path / "cache", subprocess.PIPE
+    code = "import sys; from pathlib import Path; from plumage.birds.folder import draw_birds\n"
+    code += "draw_birds(Path(sys.argv[1]), species=40, pictures=200, workers=2)"
+    command = [sys.executable, "-c", code, cache / "birds"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe)
+    while not list(cache.glob(".draft-*/*/*.jpg")):
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)  # the end of streams that the workers have too
+    [draft] = cache.iterdir()
+    for path in (draft, *draft.iterdir()):
+        os.utime(path, (time() - 10, time() - 10))
+    with folder_written_whole(cache / "another"):
+        draw_birds(cache / "birds", species=1, pictures=1)
+        assert len(list(cache.glob(".draft-*"))) == 1  # which is at work
+    assert sorted(path.name for path in cache.iterdir()) == ["another", "birds"]
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    """As by a kernel that needs its memory."""
+
+    def killing(tasks):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return as_completed(tasks)
+
+    monkeypatch.setattr(plumage.birds.folder, "as_completed", killing)
+    with pytest.raises(UserError, match="birds: a process that drew it was killed"):
+        draw_birds(tmp_path / "birds", species=4, pictures=50)
     assert list(tmp_path.iterdir()) == []
 
 

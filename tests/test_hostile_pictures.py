@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +181,51 @@ def blank_sheets(sound: dict[str, bytes]) -> dict[str, bytes]:
     return {f"sheet-{n}.gif": patched(sound["clear.gif"], 6, "<HH", 9900, 9900) for n in range(3)}
 
 
+def sparse(file: Path, head: bytes, size: int, tail: bytes = b"") -> None:
+    """Write a file of ``size`` bytes that takes none of the disk between its head and its tail."""
+    with file.open("wb") as out:
+        out.write(head)
+        out.seek(size - len(tail))
+        out.write(tail)
+        out.truncate(size)
+
+
+def write_long_files(root: Path, sound: dict[str, bytes]) -> dict[str, bool]:
+    """Write files that are long, or say so in a header; return whether each is too long for a picture."""
+    most, webp = plumage.data.decode.MAX_BYTES, sound["plain.webp"]
+    avif = encoded(Image.new("RGB", (30, 20)), "AVIF") if "AVIF" in plumage.data.decode.FORMATS else webp
+    heads = {
+        "long.webp": webp,
+        "riff.webp": webp[:4] + struct.pack("<I", most - 8) + webp[8:],
+        "long.avif": avif,
+        "long.jpg": sound["plain.jpg"],
+        "long.png": sound["plain.png"],
+        "segments.jpg": sound["plain.jpg"][:2] + (b"\xff\xe1\xff\xffExif\0\0II*\0" + bytes(65_523)) * 300,
+        "comment.ppm": b"P6 #",
+        "plain.ppm": b"P3 8 8 255\n",
+        "strips.tif": tiff((273, 3, (most - 5000) // 2, 1000)),
+        "sizes.tif": tiff((279, 4, (most - 5000) // 4, 1000)),
+        "orientation.tif": tiff((274, 3, (most - 5000) // 2, 1000)),
+        "fractions.tif": tiff((282, 5, (most - 5000) // 8, 1000)),
+    }
+    for name, head in heads.items():
+        sparse(root / name, head, most)
+    orientation = b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 274, 3, (most - 1000) // 2, 26)
+    chunks = {"iCCP": b"k\0\0", "zTXt": b"k\0\0", "tEXt": b"k\0", "iTXt": b"k\0\0\0\0\0", "eXIf": orientation}
+    small = png(8, 8)
+    for kind, content in chunks.items():
+        for when, place in (("early", 33), ("late", len(small) - 12)):
+            start, length = kind.encode() + content, most - len(small) - 12
+            check = zlib.crc32(start)
+            for left in range(length - len(content), 0, -(2**20)):
+                check = zlib.crc32(bytes(min(left, 2**20)), check)
+            head, tail = small[:place] + struct.pack(">I", length) + start, struct.pack(">I", check) + small[place:]
+            sparse(root / f"{when}-{kind}.png", head, most, tail)
+    sparse(root / "longer.webp", webp, most + 1)
+    sparse(root / "longest.jpg", sound["plain.jpg"], 5 * 10**9)
+    return {file.name: file.stat().st_size > most for file in root.iterdir()}
+
+
 READ_ALL = """
 import json, re, resource, sys
 from pathlib import Path
@@ -190,7 +236,7 @@ if sys.platform == "linux":  # where ru_maxrss starts at the peak of the parent 
     peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
-whole = store.pixels.shape == (len(store.readable), 16, 16, 3) and len(store.digests) == len(store.readable)
+whole = store.read(store.places).shape == (len(store.readable), 16, 16, 3) == store.digests.shape[:1] + store.shape[1:]
 print(json.dumps([store.readable.tolist(), store.skipped, whole, peak]))
 """
 
@@ -226,6 +272,24 @@ def test_hundreds_of_hostile_pictures_in_bounded_memory(tmp_path):
     assert peak < 2  # GiB
 
 
+def test_long_files_in_bounded_memory(tmp_path):
+    root, cache = tmp_path / "pictures", tmp_path / "cache"
+    root.mkdir()
+    cache.mkdir()
+    too_long = write_long_files(root, sound_pictures())
+    names = sorted(too_long)
+    (cache / "names").write_text(json.dumps(names))
+    command = [sys.executable, "-c", READ_ALL, root, cache]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert output.returncode == 0, output.stderr
+    _, skipped, whole, peak = json.loads(output.stdout)
+    assert whole
+    reasons = {name: reason for name, reason in skipped if "no picture may have more than" in reason}
+    assert reasons.keys() == {name for name, long in too_long.items() if long}
+    assert reasons["longest.jpg"] == "has 5,000 MB: no picture may have more than 320"
+    assert peak < 2  # GiB
+
+
 def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_path, monkeypatch):
     alone = []
     locked = plumage.data.decode.one_huge_picture.locked
@@ -235,6 +299,11 @@ def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_pat
         Image.new("RGB", (side, 11)).save(tmp_path / f"{side}.png")
         plumage.data.decode.decode(tmp_path / f"{side}.png", 4)
     assert alone == [False, True]
+    monkeypatch.setattr(plumage.data.decode, "LARGE", 0)
+    plumage.data.decode.decode(tmp_path / "9.png", 4)
+    plumage.data.decode.decode(tmp_path / "10.png", 4)  # both long and huge: not locked twice
+    assert alone == [False, True, True, True]
+    assert not plumage.data.decode.one_huge_picture.locked()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
@@ -246,5 +315,5 @@ def test_without_permission(tmp_path):
     ((path, reason),) = open_store(tmp_path, ["a/1.png", "b/1.png"], 8, Cache(tmp_path / "cache")).skipped
     assert (path, "Permission denied" in reason) == ("a/1.png", True)
     (tmp_path / "b").chmod(0)
-    assert read_or_refused(lambda: list_samples(tmp_path), tmp_path / "b") is None
+    assert read_or_refused(lambda: list_samples(tmp_path), tmp_path) is None  # of the one class that can be listed
     (tmp_path / "b").chmod(0o700)

@@ -32,6 +32,7 @@ GIVEN = {
     "report": [],
     "predict": ["photos"],
     "export": [],
+    "cache": [],
 }
 GIVEN["ablate"] = [*GIVEN["train"], "--vary", "schedule=cosine,step"]
 RULES = {field.name: field.metadata["must_be"][1] for field in fields(Recipe) if field.metadata["must_be"]}
@@ -92,7 +93,7 @@ def nonsense(option):
 
 def shown(text):
     """``text`` as a line of standard error has it."""
-    return text.replace("\n", " ").encode("utf-8", "backslashreplace").decode()
+    return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,8 @@ def prepared(photos, tmp_path, checkpoint, monkeypatch):
 
 def arguments_for(command, option):
     """What is given before the option. The cache has to be written to for the birds alone."""
-    return [command, *GIVEN[command], *(["--data", "birds:species=2,pictures=2"] if option.name == "cache" else [])]
+    birds = ["--data", "birds:species=2,pictures=2"] if option.name == "cache" != command else []
+    return [command, *GIVEN[command], *birds]
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)

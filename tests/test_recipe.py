@@ -123,7 +123,17 @@ def test_random_weights_are_not_frozen():
         Recipe.create({"data": "cub200", "weights": "none", "freeze_backbone_epochs": 1})
 
 
-@pytest.mark.parametrize("path", ["", "~no-such-user/photos"])
+def test_a_path_may_begin_with_the_home_folder_or_be_called_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    given = {"~/photos": "/home/me/photos", "~no-such-user": tmp_path / "~no-such-user", "~root": tmp_path / "~root"}
+    (tmp_path / "~root").mkdir()
+    for name in ("data", "weights", "teacher"):
+        for path, meant in given.items():
+            assert getattr(Recipe.create({"data": "cub200", name: path}), name) == str(meant)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
 def test_a_path_that_is_none_is_named(path):
     for name in ("data", "weights", "teacher"):
         with pytest.raises(UserError, match=f"--{name}"):

@@ -1,10 +1,14 @@
+import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plumage.birds.species import species_list
-from plumage.data.sources import list_samples, locate
-from plumage.data.store import Cache
+from plumage.data.sources import list_pictures, list_samples, locate
+from plumage.data.store import Cache, open_store
 from plumage.errors import UserError
 
 
@@ -209,3 +213,111 @@ def test_a_folder_called_birds(tmp_path, monkeypatch, caplog):
     assert not caplog.messages
     assert locate("birds", Cache(Path("cache"))) == Path("cache/birds-v1")
     assert "write --data ./birds" in caplog.text
+
+
+def deep(root: Path) -> None:
+    """Make folders below ``root`` to a path of more than 4,096 bytes, with a picture in each."""
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        for _ in range(20):
+            Path("x" * 250).mkdir()
+            os.chdir("x" * 250)
+            Path("1.jpg").touch()
+    finally:
+        os.chdir(before)
+
+
+def hostile(folder: Path) -> None:
+    """Fill ``folder`` with names that lead nowhere, beside an empty 1.jpg."""
+    touch(folder, "1.jpg")
+    (folder / "itself.jpg").symlink_to("itself.jpg")
+    (folder / "circle").symlink_to("circle")
+    (folder / "nowhere.jpg").symlink_to("gone.jpg")
+    (folder / "below.jpg").symlink_to("1.jpg/below")
+    (folder / "too long.jpg").symlink_to("x" * 300)
+    for number in range(45):
+        (folder / f"link {number}.jpg").symlink_to(f"link {number + 1}.jpg" if number < 44 else "1.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(folder)
+        listener.bind("socket.jpg")
+        os.chdir(here)
+    os.mknod(folder / "null.jpg", 0o600 | stat.S_IFCHR, os.makedev(1, 3)) if os.geteuid() == 0 else None
+
+
+@pytest.mark.parametrize("layout", ["{}", "train/{}"])
+def test_what_leads_nowhere_is_listed_or_left_out_and_refuses_nothing(tmp_path, caplog, layout):
+    data = tmp_path / "data"
+    for name in "ab":
+        touch(data, f"{layout.format(name)}/good.png", *([f"val/{name}/good.png"] if "/" in layout else []))
+        Image.new("RGB", (9, 9)).save(data / layout.format(name) / "good.png")
+    hostile(data / layout.format("a"))
+    deep(data / layout.format("b"))
+    samples = list_samples(data)
+    read = open_store(data, samples.paths, 8, Cache(tmp_path / "cache"))
+    skipped = dict(read.skipped)
+    assert {path.rpartition("/")[2] for path in skipped} >= {
+        "itself.jpg",
+        "nowhere.jpg",
+        "pipe.jpg",
+        "socket.jpg",
+        "link 0.jpg",
+    }
+    assert all(reason.isprintable() and len(reason) < 500 for reason in skipped.values())
+    assert [line for line in caplog.messages if "cannot be listed (File name too long)" in line]
+    listed = list_pictures([str(data)])
+    assert set(listed) == {f"{data}/{path}" for path in samples.paths}
+
+
+def test_a_folder_that_cannot_be_listed_is_a_warning_unless_it_is_the_data(tmp_path, caplog, monkeypatch):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/closed/2.jpg", "closed/3.jpg")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    closed = "closed"
+    assert [path for path, _, _ in listed(tmp_path)] == ["a/1.jpg", "b/1.jpg"]
+    assert sum("cannot be listed (Permission denied)" in line for line in caplog.messages) == 2
+    assert list_pictures([str(tmp_path)]) == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/b/1.jpg"]
+    closed = tmp_path.name
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be listed: Permission denied"):
+        list_samples(tmp_path)
+
+
+ODD = [
+    "~",
+    "~nosuchuser",
+    "~root",
+    "-",
+    "--help",
+    "two\nlines",
+    "n\udcff",
+    " ",
+    "trailing ",
+    "a,b",
+    "鳥" * 83,
+    "x" * 251,
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_picture_or_folder_of_any_name_is_taken_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, "other"):
+        Path("data", folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(Path("data", folder, f"{name}.jpg"), "JPEG")
+    samples = list_samples(locate("data", Cache(tmp_path)))
+    assert samples.paths == sorted([f"{name}/{name}.jpg", f"other/{name}.jpg"])
+    for _ in range(2):
+        assert open_store(samples.root, samples.paths, 8, Cache(tmp_path / "cache")).skipped == []
+    monkeypatch.chdir("data")
+    for inputs in ([f"{name}/{name}.jpg"], [name], [f"{name}/"]):
+        assert list_pictures(inputs) == [f"{name}/{name}.jpg"]
+    monkeypatch.chdir(name)
+    assert list_pictures([f"{name}.jpg"]) == [f"{name}.jpg"]

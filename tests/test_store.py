@@ -1,6 +1,8 @@
 import os
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -14,10 +16,12 @@ import pytest
 from conftest import CLIPART, ROOT
 from PIL import Image
 
+import plumage.data.cache
 import plumage.data.decode
 import plumage.data.store
+from plumage.data.ahead import map_ahead
 from plumage.data.decode import decode
-from plumage.data.store import Cache, map_ahead, open_store, read_skipped
+from plumage.data.store import Cache, Store, open_store, read_skipped
 from plumage.errors import UserError
 
 
@@ -45,6 +49,10 @@ def folder(tmp_path: Path) -> Path:
     header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + small[24:29]
     (root / "huge.png").write_bytes(small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:])
     return root
+
+
+def everything(store: Store) -> np.ndarray:
+    return store.read(np.arange(len(store.readable)))
 
 
 NAMES = [
@@ -110,10 +118,11 @@ def test_a_store_is_reused_until_files_or_size_change(tmp_path, folder, monkeypa
     first = open_store(folder, names, 16, Cache(cache))
     with monkeypatch.context() as patch:
         patch.setattr(plumage.data.decode, "decode", forbid)
-        assert np.array_equal(open_store(folder, names, 16, Cache(cache)).pixels, first.pixels)
-    assert open_store(folder, names, 8, Cache(cache)).pixels.shape == (2, 8, 8, 3)
+        assert np.array_equal(everything(open_store(folder, names, 16, Cache(cache))), everything(first))
+    assert everything(open_store(folder, names, 8, Cache(cache))).shape == (2, 8, 8, 3)
     save(Image.new("RGB", (50, 50), (200, 30, 60)), folder / "1.png")
-    assert np.abs(open_store(folder, names, 16, Cache(cache)).pixels[1].astype(int) - (200, 30, 60)).max() <= 1
+    again = open_store(folder, names, 16, Cache(cache)).read(np.array([1]))
+    assert np.abs(again.astype(int) - (200, 30, 60)).max() <= 1
 
 
 def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
@@ -126,19 +135,181 @@ def test_a_file_that_becomes_readable_is_taken_in(tmp_path, folder):
         assert len(open_store(folder, ["1.jpg", "1.png"], 16, Cache(cache)).readable) == readable
 
 
-@pytest.mark.parametrize("name", ["pixels", "index.npz", "skipped.csv"])
-@pytest.mark.parametrize("damage", ["cut short", "emptied", "removed", "scribbled over"])
-def test_a_damaged_store_is_built_again(tmp_path, folder, name, damage):
-    whole = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache")).read(np.arange(2))
+def home_of(tmp_path: Path) -> Path:
     (home,) = (tmp_path / "cache" / "stores").iterdir()
-    content = (home / name).read_bytes()
-    if damage == "removed":
-        (home / name).unlink()
-    elif not (name == "pixels" and damage == "scribbled over"):  # which only a checksum of it all would notice
-        (home / name).write_bytes({"cut short": content[:-7], "emptied": b"", "scribbled over": b'"\n' * 40}[damage])
-    again = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache"))
-    assert again.skipped == []
-    assert np.array_equal(again.pixels, whole)
+    return home
+
+
+def rebuilt(tmp_path: Path, folder: Path, caplog) -> bool:
+    """Open the store of three pictures again. Return whether it was built again; what it holds is right either way."""
+    caplog.clear()
+    again = open_store(folder, ["1.jpg", "1.png", "2.jpg"], 16, Cache(tmp_path / "cache"))
+    assert [path for path, _ in again.skipped] == ["2.jpg"]
+    assert np.array_equal(everything(again), [decode(folder / name, 16) for name in ("1.jpg", "1.png")])
+    home = home_of(tmp_path)
+    lines = [message for message in caplog.messages if str(home) in message]
+    assert lines == caplog.messages
+    assert len(lines) <= 1
+    assert all("is damaged (" in line and "decoding the pictures again" in line for line in lines)
+    return bool(lines)
+
+
+@pytest.mark.parametrize("name", ["pixels", "index.npz", "skipped.csv"])
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "removed", "scribbled over", "a folder", "a pipe"])
+def test_a_damaged_store_is_built_again_and_one_line_says_so(tmp_path, folder, caplog, name, damage):
+    rebuilt(tmp_path, folder, caplog)
+    file = home_of(tmp_path) / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+    elif damage == "a pipe":
+        os.mkfifo(file)
+    elif damage != "removed":
+        scribble = b'"\n' * (len(content) // 2)
+        file.write_bytes({"cut short": content[:15], "emptied": b"", "scribbled over": scribble}[damage])
+    assert rebuilt(tmp_path, folder, caplog)
+    assert not rebuilt(tmp_path, folder, caplog)
+
+
+@pytest.mark.parametrize("place", [0, 767, 768, 1535])
+def test_a_single_bit_of_the_pixels_is_noticed(tmp_path, folder, caplog, place):
+    rebuilt(tmp_path, folder, caplog)
+    with (home_of(tmp_path) / "pixels").open("r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ 4]))
+    assert rebuilt(tmp_path, folder, caplog)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("readable", np.array([0, 2])),  # the second is the one that cannot be read
+        ("readable", np.array([1, 0])),
+        ("readable", np.array([0, 0])),
+        ("readable", np.array([0, 3])),
+        ("readable", np.array([-1, 1])),
+        ("readable", np.array([0, 10**15])),
+        ("readable", np.array([0.0, 1.0])),
+        ("readable", np.array([[0], [1]])),
+        ("readable", np.array(0)),
+        ("readable", np.array([0])),
+        ("readable", np.array([0, 1, 2])),
+        ("digests", np.zeros((2, 15), np.uint8)),
+        ("digests", np.zeros((3, 16), np.uint8)),
+        ("digests", np.zeros((2, 16), np.int8)),
+        ("sums", np.zeros(2, np.uint32)),
+        ("sums", np.zeros(2, np.int64)),
+        ("sums", np.zeros(0, np.uint32)),
+        ("keys", np.zeros(3, np.uint64)),
+        ("keys", np.zeros(0, np.uint64)),
+        ("keys", np.zeros(3)),
+        ("keys", None),
+        ("digests", None),
+    ],
+)
+def test_an_index_that_lies_is_not_believed(tmp_path, folder, caplog, name, array):
+    rebuilt(tmp_path, folder, caplog)
+    file = home_of(tmp_path) / "index.npz"
+    with np.load(file) as index:
+        arrays = {**index, name: array}
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    assert rebuilt(tmp_path, folder, caplog)
+
+
+@pytest.mark.parametrize("rows", ["path,reason\n", "path,reason\n1.png,no\n", "path,reason\n2.jpg,a\n3.jpg,b\n"])
+def test_skipped_files_that_are_not_the_rest_are_not_believed(tmp_path, folder, caplog, rows):
+    rebuilt(tmp_path, folder, caplog)
+    (home_of(tmp_path) / "skipped.csv").write_text(rows)
+    assert rebuilt(tmp_path, folder, caplog)
+
+
+def test_pixels_that_go_while_they_are_read_end_in_one_line(tmp_path, folder):
+    """And not by the signal that a mapped file would end in."""
+    store = open_store(folder, ["1.jpg", "1.png"], 16, Cache(tmp_path / "cache"))
+    file = home_of(tmp_path) / "pixels"
+    os.truncate(file, 16 * 16 * 3 + 5)
+    assert store.read(np.array([0])).any()
+    with pytest.raises(
+        UserError, match=f"{re.escape(str(file))} can no longer be read: it has been cut short.*--resume"
+    ):
+        store.read(np.array([0, 1]))
+
+
+def test_some_of_a_stores_pictures_are_read_from_it(tmp_path, folder, monkeypatch):
+    """As those of a run that was trained before others were added."""
+    cache = Cache(tmp_path / "cache")
+    open_store(folder, NAMES, 16, cache)
+    names = [name for name in NAMES if name not in ("1.jpg", "3.png")]
+    monkeypatch.setattr(plumage.data.store, "_build", forbid)
+    part, direct = open_store(folder, names, 16, cache), open_store(folder, names, 16, Cache(cache.folder, False))
+    assert part.pixels
+    assert np.array_equal(everything(part), everything(direct))
+    assert np.array_equal(part.readable, direct.readable)
+    assert np.array_equal(part.digests, direct.digests)
+    assert part.skipped == direct.skipped
+    assert part.read(np.array([2, 0, 2])).tobytes() == direct.read(np.array([2, 0, 2])).tobytes()
+
+
+def test_a_new_store_takes_the_place_of_those_that_match_no_more(tmp_path, folder, caplog):
+    caplog.set_level("INFO", "plumage")
+    cache, stores = Cache(tmp_path / "cache"), tmp_path / "cache" / "stores"
+    (stores / f"{folder.name}-16px-{'0' * 16}").mkdir(parents=True)  # of the time before lists had a hash
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)
+    kept = [f"{folder.name}-8px-{'0' * 16}", f"{folder.name}-16px-notes", "notes"]
+    for name in kept:
+        (stores / name).mkdir()
+    open_store(other, ["1.jpg"], 16, cache)
+    assert "1 earlier" in caplog.text  # the old one's name does not say of which folder it is
+    open_store(folder, ["1.jpg"], 8, cache)
+    open_store(folder, ["1.jpg"], 16, cache)
+    held = open_store(folder, ["1.jpg", "1.png"], 16, cache)
+    caplog.clear()
+    third = open_store(folder, ["1.jpg", "1.png", "2.png"], 16, cache)
+    assert not caplog.messages  # the second is in use, and serves what it did
+    assert np.array_equal(everything(held), everything(third)[:2])
+    del held
+    everything(open_store(folder, ["3.jpg"], 16, cache))
+    (line,) = caplog.messages
+    assert "takes the place of 1 earlier" in line
+    del third
+    open_store(folder, ["3.jpg", "1.jpg"], 16, cache)
+    assert len(caplog.messages) == 2
+    ours = [path.name for path in stores.iterdir() if path.name not in kept]
+    assert len(ours) == 3
+    assert {name.partition("px-")[0] for name in ours} == {f"{folder.name}-8", f"{folder.name}-16"}
+
+
+def test_what_may_not_be_removed_stays_without_a_word(tmp_path, folder, caplog, monkeypatch):
+    caplog.set_level("INFO", "plumage")
+    cache = Cache(tmp_path / "cache")
+    open_store(folder, ["1.jpg"], 16, cache)
+    monkeypatch.setattr(plumage.data.cache.os, "access", lambda *_: False)
+    open_store(folder, ["1.png"], 16, cache)
+    assert not caplog.messages
+    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 2
+
+
+def test_a_store_has_the_rights_that_the_user_gives_new_files(tmp_path, folder):
+    before = os.umask(0o027)
+    try:
+        open_store(folder, ["1.jpg"], 16, Cache(tmp_path / "cache"))
+    finally:
+        os.umask(before)
+    home = home_of(tmp_path)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (home, home.parent, home.parent.parent)} == {0o750}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("name", ["鳥" * 80, "n\udcff", "two\nlines", " ", "[a]*"])
+def test_a_folder_of_any_name_has_a_store(tmp_path, folder, name):
+    folder = folder.rename(tmp_path / name)
+    for _ in range(2):
+        assert open_store(folder, ["1.jpg"], 16, Cache(tmp_path / "cache")).pixels
+    assert home_of(tmp_path)
 
 
 def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
@@ -153,7 +324,7 @@ def test_builds_at_the_same_time_leave_one_whole_store(tmp_path, folder):
     for thread in threads:
         thread.join()
     assert len(stores) == 4
-    assert all(np.array_equal(store.pixels, stores[0].pixels) for store in stores)
+    assert all(np.array_equal(everything(store), everything(stores[0])) for store in stores)
     assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
 
 
@@ -233,10 +404,11 @@ def test_real_pictures_of_every_mode(tmp_path):
     store = open_store(CLIPART, paths, 32, Cache(tmp_path / "cache"))
     assert len(paths) > 600
     assert store.skipped == []
-    assert store.pixels.shape == (len(paths), 32, 32, 3)
+    pixels = everything(store)
+    assert pixels.shape == (len(paths), 32, 32, 3)
     modes = {Image.open(CLIPART / path).mode for path in paths}
     assert len(modes) >= 3
-    corners = store.pixels[:, 0, 0]
+    corners = pixels[:, 0, 0]
     assert np.mean(np.all(corners == 255, axis=1)) > 0.5  # what is transparent there became white, not black
 
 
