@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import sys
-import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
-from plumage.errors import UserError, first_line
+from plumage.errors import UserError, first_line, shortage
+from plumage.models.guard import check_file
 from plumage.models.resnet import build_model
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
@@ -59,7 +59,13 @@ def trained_model(
     classes: what it has to tell apart. name: which ResNet it is, where the file may not say so. sides: the resize and
     crop of the pictures that it gets.
     """
-    content = load_file(Path(file))
+    return network_of(load_file(Path(file), len(classes)), source, classes, name, **sides)
+
+
+def network_of(
+    content: dict[str, Any], source: str, classes: list[str], name: str | None = None, **sides: int
+) -> nn.Module:
+    """Build the network of a checkpoint's content, as ``trained_model`` does."""
     recipe = _recipe_of(content)
     if any(recipe.get(side, value) != value for side, value in sides.items()):
         own = " and ".join(f"--{side} {recipe.get(side)}" for side in sides)
@@ -111,6 +117,13 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         raise UserError(f"{source}: cannot be copied into this model: …{reason}; take plain tensors") from error
 
 
+def iteration_of(checkpoint: dict[str, Any]) -> int | None:
+    """Return after how many steps of training it was saved, None where it does not say so."""
+    trainer = checkpoint.get("trainer")
+    iteration = dict.get(trainer, "iteration") if isinstance(trainer, dict) else None
+    return iteration if type(iteration) is int else None
+
+
 def _recipe_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     recipe = checkpoint.get("recipe")
     return dict(dict.items(recipe)) if isinstance(recipe, dict) else {}
@@ -138,7 +151,8 @@ def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
         return " and ".join(f"{what} is {keys[0][:80]!r} (1 of {len(keys)})" for what, keys in sides if keys)
     for key, value in own.items():
         new = state[key]
-        shape = tuple(new.shape) if isinstance(new, Tensor) else f"a {type(new).__name__}"
+        plain = type(new) in (Tensor, nn.Parameter) and not new.is_nested
+        shape = tuple(new.shape) if plain else f"a {type(new).__name__}"
         if shape != tuple(value.shape):
             return f"{key} is {shape} and should be {tuple(value.shape)}"
         if new.layout != value.layout or new.is_meta or new.is_floating_point() < value.is_floating_point():
@@ -146,34 +160,29 @@ def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
     return ""
 
 
-def load_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read the dictionary in a ``torch.save`` or ``.safetensors`` file. Raises UserError for any other content."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist, or is no file")
+def load_file(path: Path, classes: int = 0, mapped: bool = False) -> dict[str, Any]:
+    """Read the dictionary in a ``torch.save`` or ``.safetensors`` file, into the host's memory: never more than it has.
+
+    classes: how many its network is known to have. mapped: leave the tensors on the disk, for who needs none of them.
+    Raises UserError for any other content.
+    """
     try:
+        check_file(path, classes)
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, device=str(device))
-        _refuse_compressed(path)
-        content = torch.load(path, map_location=device, weights_only=True)
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # whose text recommends to unpickle it nevertheless
         way_out = "save its weights alone, torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path} is no checkpoint, or holds more than weights and plain values: {way_out}") from error
-    except (UserError, torch.OutOfMemoryError):  # the latter is no fault of the file's
+    except UserError:
         raise
     except Exception as error:  # on a damaged file torch raises nearly anything
+        if shortage(error):
+            raise
         raise UserError(f"{path} is no checkpoint, or a damaged one: {first_line(error)[:150]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dictionary of weights")
     return dict(dict.items(content))  # without the attributes that an OrderedDict may bring, named like its methods
-
-
-def _refuse_compressed(path: Path) -> None:
-    """Raise UserError for a compressed file. torch.save makes none, and a small one could unpack to fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise UserError(f"{path} is no checkpoint: it would unpack to {unpacked} bytes; save it with torch.save")
 
 
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -2,21 +2,30 @@
 
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
+import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from conftest import ROOT
 from hostile import damaged, fuzzed, read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plumage.engine.checkpoint import is_whole
+from plumage.engine.resume import look
 from plumage.errors import UserError
 from plumage.models.resnet import build_model
 from plumage.models.weights import load_file, load_state, pretrained_weights, state_dict_of, trained_model
+from plumage.recipe import Recipe
 
 
 def as_zip(pickled: bytes, compression: int = zipfile.ZIP_STORED, **records: bytes) -> bytes:
@@ -160,6 +169,99 @@ def checkpoints() -> dict[str, bytes]:
     }
 
 
+def appended(archive: bytes, *more: bytes) -> bytes:
+    return b"".join((archive, *more))
+
+
+def in_a_list(*parts: bytes) -> bytes:
+    return b"\x80\x02}" + short("model") + b"](" + b"".join(parts) + b"es."
+
+
+def called_again(function: bytes, arguments: bytes, times: int) -> bytes:
+    """Return the pickle of a list of what ``function(*arguments)`` returns, so many times: three bytes and two each."""
+    return in_a_list(b"c" + function + b"\nq\x00" + arguments + b"q\x01R", b"h\x00h\x01R" * times)
+
+
+def one_tensor(**about) -> bytes:
+    """Return the operations that make a tensor, as ``tensor`` has them."""
+    return tensor(**about).removeprefix(b"\x80\x02}" + short("bn1.bias")).removesuffix(b"s.")
+
+
+def two_archives() -> bytes:
+    """Return a sound archive behind which another begins, that only some readers find."""
+    first, second = as_zip(tensor(), **{"data/0": b"\0" * 256}), as_zip(b"\x80\x02}.")
+    return first + second
+
+
+def with_two_ends() -> bytes:
+    whole = torch_saved({"bn1.bias": torch.zeros(64)})
+    end = whole.index(b"PK\6\6")
+    return whole[:end] + whole[end:].replace(whole[end + 48 : end + 56], struct.pack("<Q", 4), 1)
+
+
+def named_twice(first: str, second: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, content in ((first, tensor()), (second, b"\x80\x02}."), ("archive/data/0", b"\0" * 256)):
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def as_tar() -> bytes:
+    """Return what is an old checkpoint by its first bytes, and a tar archive too, which torch reads otherwise."""
+    about = tarfile.TarInfo("x")
+    block = bytearray(about.tobuf(tarfile.USTAR_FORMAT))
+    block[:15] = as_legacy(b"")[:15]
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:512]) + 8 * 32)
+    return bytes(block) + bytes(1024)
+
+
+def greedy() -> dict[str, bytes]:
+    """Return files that would take much more memory than they have bytes, or show two readers two things."""
+    storage = {"data/0": b"\0" * 256}
+    bomb = as_zip(tensor(elements=10**8, shape=(10**8,)), zipfile.ZIP_DEFLATED, **{"data/0": bytes(4 * 10**8)})
+    ordered = b"ccollections\nOrderedDict\n"
+    many = b"}(" + b"".join(integer(number) + b"N" for number in range(50_000)) + b"u\x85"
+    shape = b"(" + integer(1) * 1000 + b"t"
+    storage_0 = b"(" + short("storage") + b"ctorch\nFloatStorage\n" + short("0") + short("cpu") + integer(64) + b"tQ"
+    wide = b"(" + storage_0 + integer(0) + shape + shape + b"\x89" + ordered + b")Rt"
+    return {
+        "a bomb": bomb,
+        "a bomb behind a signature": appended(bomb, b"PK\5\6"),
+        "a bomb behind an empty end": appended(bomb, b"PK\5\6", bytes(18)),
+        "a bomb behind a comment": appended(bomb[:-2], b"\4\0", b"PK\5\6"),
+        "two archives": two_archives(),
+        "an archive behind bytes": appended(b"PK\3\4", as_zip(tensor(), **storage)),
+        "two ends": with_two_ends(),
+        "a name twice": named_twice("archive/data.pkl", "archive/data.pkl"),
+        "a name in capitals": named_twice("archive/DATA.pkl", "archive/data.pkl"),
+        "a storage by many names": as_zip(in_a_list(*(one_tensor(key=f"0\0{n}") for n in range(9))), **storage),
+        "a storage in capitals": as_zip(in_a_list(one_tensor(key="A"), one_tensor(key="a")), **{"data/a": b"\0" * 256}),
+        "a storage that is a number": as_zip(tensor().replace(short("0"), integer(0)), **storage),
+        "more elements than there are": as_zip(tensor(elements=2**28, shape=(2**28,)), **storage),
+        "a bytearray": as_zip(reduced(b"builtins\nbytearray", integer(2**31 - 1))),
+        "a set": as_zip(reduced(b"builtins\nset", b"]")),
+        "bytes that double": as_zip(
+            b"\x80\x02" + b"c_codecs\nencode\n" * 31 + b"U\1a" + (short("hex") + b"\x86R") * 31 + b"."
+        ),
+        "a storage of no file": as_zip(reduced(b"torch.storage\nUntypedStorage", integer(2**31 - 1))),
+        "a copy that is another type": as_zip(reduced(b"torch._utils\n_rebuild_device_tensor_from_cpu_tensor", b"N")),
+        "copies of a dictionary": as_zip(called_again(b"collections\nOrderedDict", many, 5000)),
+        "attributes copied": as_zip(in_a_list(ordered + b")R" + many[:-1] + b"b")),
+        "a thousand dimensions": as_zip(called_again(b"torch._utils\n_rebuild_tensor_v2", wide, 1000), **storage),
+        "too many objects": as_zip(in_a_list(b"}" * 600_000)),
+        "a far place in the memo": as_zip(in_a_list(b"}r" + b"\xff\xff\xff\x7f")),
+        "a large version": as_zip(tensor(), **{"data/0": b"\0" * 256, "more": bytes(33_000_000)}),
+        "old, of many objects": as_legacy(in_a_list(b"}" * 600_000)),
+        "old, of tensors larger than it": as_legacy(tensor(elements=10**9).replace(b"tQ", b"NtQ")),
+        "old, and a tar": as_tar(),
+        "a list of records that is too long": b"PK\3\4"
+        + bytes(9_000_000)
+        + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, 9_000_000, 4, 0),
+    }
+
+
 PACKINGS = {"bare": bytes, "legacy": as_legacy, "zip": as_zip}
 HEADERS = {
     "a length beyond the file": struct.pack("<Q", 2**40),
@@ -227,6 +329,91 @@ def test_hostile_checkpoints_are_refused(tmp_path, monkeypatch, network):
         assert loaded is None or not name.startswith((*CODE, *(set(TENSORS) - WITHIN))), name
 
 
+def test_files_that_take_more_than_they_have_are_refused_before_they_are_loaded(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(torch, "load", lambda *args, **options: loaded.append(args))
+    monkeypatch.setattr(safetensors.torch, "load_file", loaded.append)
+    for name, content in greedy().items():
+        file = tmp_path / "w.pt"
+        file.write_bytes(content)
+        assert read_or_refused(lambda file=file: load_file(file), file) is None, name
+        assert not is_whole(file), name
+        assert look(file, Recipe(), 2) is None, name
+        assert not loaded, name
+    for name, size, says in (
+        ("w.pt", 5 * 10**9, "it has 5,000,000,000 bytes, and the limit is 1,100,000,000; save its weights alone"),
+        ("w.safetensors", 5 * 10**9, "the limit is"),
+        ("long.safetensors", 10**8, "its header is too long"),
+    ):
+        with (tmp_path / name).open("wb") as handle:
+            handle.write(struct.pack("<Q", 90_000_000))
+            handle.truncate(size)
+        with pytest.raises(UserError, match=says):
+            load_file(tmp_path / name)
+    assert not loaded
+
+
+def test_the_limit_leaves_room_for_a_head_of_many_classes(tmp_path):
+    with (tmp_path / "w.pt").open("wb") as handle:
+        handle.truncate(3 * 10**9)
+    with pytest.raises(UserError, match=r"the limit is 1,427,680,000"):
+        load_file(tmp_path / "w.pt", 10_000)
+    with pytest.raises(UserError, match=r"it is not what torch\.save writes"):
+        load_file(tmp_path / "w.pt", 100_000)
+
+
+def test_what_would_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    for file in (tmp_path / "w.pt", tmp_path, Path(os.devnull), tmp_path / "none.pt"):
+        with pytest.raises(UserError, match="does not exist, or is no file"):
+            load_file(file)
+        assert not is_whole(file)
+        assert look(file, Recipe(), 2) is None
+
+
+def test_all_that_hostile_files_take_is_below_2_gb(tmp_path):
+    """Also where they are loaded, as far as they may be: the most objects, of each kind, that a pickle may have."""
+    again = called_again(
+        b"torch._utils\n_rebuild_tensor_v2", one_tensor()[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -1], 9
+    )
+    assert load_file_of(tmp_path, as_zip(again, **{"data/0": b"\0" * 256})) is not None
+    for number, content in enumerate(greedy().values()):
+        (tmp_path / f"{number}.pt").write_bytes(content)
+    (tmp_path / "dictionaries.pt").write_bytes(as_zip(in_a_list(b"}" * 450_000)))
+    code = (
+        "import resource, sys; from pathlib import Path; from plumage.models.weights import load_file\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: load_file(Path(name))\n"
+        "    except Exception as error: assert type(error).__name__ == 'UserError', error\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, tmp_path.glob("*.pt"))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2_000_000  # KiB
+
+
+def load_file_of(folder, content):
+    (folder / "w.pt").write_bytes(content)
+    return load_file(folder / "w.pt")
+
+
+def test_what_torch_saves_is_sound(tmp_path):
+    """In every form that there is of it, so that no guard refuses it."""
+    state = {"bn1.bias": torch.arange(4.0), "half": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
+    state |= {"shared": state["bn1.bias"][1:], "none": torch.zeros(0), "parameter": torch.nn.Parameter(torch.ones(2))}
+    model = build_model("resnet18", 2)
+    for content in (
+        {"model": state, "texts": ["ü", ""], "numbers": [1, -(2**40), 2.5, None, True]},
+        model.state_dict(),
+    ):
+        for options in ({}, {"_use_new_zipfile_serialization": False}):
+            (tmp_path / "w.pt").write_bytes(torch_saved(content, **options))
+            assert repr(load_file(tmp_path / "w.pt")) == repr(dict(content))
+            torch.save(content, tmp_path / "wörter.pt", **options)
+            assert repr(load_file(tmp_path / "wörter.pt")) == repr(dict(content))
+
+
 def test_a_pickle_of_code_would_run(tmp_path, monkeypatch):
     """The pickles above would do harm: unpickled without care, each runs its code."""
     monkeypatch.chdir(tmp_path)
@@ -239,7 +426,9 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", None)
     file = tmp_path / "w.pt"
     file.write_bytes(as_zip(tensor(), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
-    with pytest.raises(UserError, match=r"w\.pt is no checkpoint: it would unpack to 100\d\d\d\d\d bytes"):
+    with pytest.raises(
+        UserError, match=r"w\.pt is no checkpoint, or a damaged one: it would unpack to 100\d\d\d\d\d bytes"
+    ):
         load_file(file)
 
 

@@ -222,13 +222,20 @@ def test_other_keys_are_refused_with_the_first_on_each_side(source, tmp_path):
         (torch.zeros(4, dtype=torch.int64), "bn1.bias is no dense tensor of floats"),
         (torch.zeros(4, dtype=torch.complex64), "bn1.bias is no dense tensor of floats"),
         (torch.zeros(4, device="meta"), "bn1.bias is no dense tensor of floats"),
-        (torch.eye(4)[0].to_sparse(), "bn1.bias is no dense tensor of floats"),
         ([0.0] * 4, "bn1.bias is a list and should be (4,)"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*sparse:UserWarning", "ignore:TypedStorage:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")
 def test_other_values_are_refused(source, tmp_path, value, says):
     assert says in refusal(saved({**source.state_dict(), "bn1.bias": value}, tmp_path / "w.pth"))
+
+
+@pytest.mark.filterwarnings("ignore:.*sparse:UserWarning")
+def test_a_sparse_tensor_is_refused(source, tmp_path):
+    state = {**source.state_dict(), "bn1.bias": torch.eye(4)[0].to_sparse()}
+    assert "holds more than weights and plain values" in refusal(saved(state, tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=r"bn1\.bias is no dense tensor of floats"):
+        load_state(source, state, "it")
 
 
 @pytest.mark.parametrize("content", ["half", "text", "empty", "pickle"])
@@ -331,3 +338,14 @@ def test_a_shape_that_does_not_fit_is_named():
     state = {**build_model("resnet18", 5).state_dict(), "fc.weight": torch.zeros(7, 512)}
     with pytest.raises(UserError, match=r"fc\.weight is \(7, 512\) and should be \(5, 512\)"):
         load_state(build_model("resnet18", 5), state, "it")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
+def test_a_file_is_not_blamed_for_too_little_memory(tmp_path, monkeypatch, error):
+    def run_out(*_, **__):
+        raise error
+
+    torch.save({}, tmp_path / "sound.pt")
+    monkeypatch.setattr(torch, "load", run_out)
+    with pytest.raises(type(error)):
+        load_file(tmp_path / "sound.pt")
