@@ -5,9 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
-import torch
 
-from plumage.engine.checkpoint import TrainingState, copy_checkpoint, is_whole
+from plumage.engine.checkpoint import Reached, TrainingState, copy_checkpoint, is_whole, read_reached
 from plumage.errors import UserError
 from plumage.hardware import processes
 from plumage.models.weights import load_file
@@ -26,19 +25,17 @@ def restore(state: TrainingState, run: RunDir, history: History) -> bool:
         if writes:
             history.keep(0)
         return False
-    epoch_length, recorded = processes.in_turns("the last checkpoint", lambda: load_state(state, run, file))
+    load = partial(load_file, file, len(state.classes))
+    reached = processes.in_turns("the last checkpoint", lambda: state.restore(load(), str(file)))
     problem = f"{file}: not the same on each host; the run has to be on a disk that they share"
     processes.must_agree(str(state.iteration), problem)
-    epochs, inside = divmod(state.iteration, epoch_length)
-    unrecorded = not inside and not recorded
     if writes:
         if file != run.last:  # else the next save would keep the damaged one as the one before it
             copy_checkpoint(file, run.last)
-        history.keep(epochs - unrecorded)
-        if not inside and recorded and history.best["epoch"] == epochs:  # killed perhaps between last.pt and best.pt
-            copy_checkpoint(file, run.best)
+        history.bring_back(reached.rows, reached.recorded, file)
+        restore_best(run, history, state)
     log.info(f"{run.path}: going on after iteration {state.iteration}")
-    return unrecorded
+    return reached.due
 
 
 def last_whole(run: RunDir) -> Path | None:
@@ -48,39 +45,47 @@ def last_whole(run: RunDir) -> Path | None:
         if run.best.exists():
             raise UserError(f"{run.last} is gone, and without it this run cannot go on; start another --run")
         return None
-    file = next((file for file in saved if is_whole(file)), saved[0])
+    classes = len(run.classes)
+    file = next((file for file in saved if is_whole(file, classes)), saved[0])
     if file != run.last:
         log.warning(f"{run.last} is damaged or gone: going on from the one before it, {file}")
     return file
 
 
-def load_state(state: TrainingState, run: RunDir, file: Path) -> tuple[int, bool]:
-    """Load ``file`` into ``state``. Returns how long an epoch is, and whether the one that ended there was recorded."""
-    content = load_file(file, state.machine.device)
-    if content.get("classes") != state.classes:
-        raise UserError(f"{file} is of other classes than {run.path / 'classes.json'}; start another --run")
-    try:
-        state.restore(content)
-        return content["trainer"]["epoch_length"], content["epoch_done"]
-    except torch.OutOfMemoryError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{file} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
+def restore_best(run: RunDir, history: History, state: TrainingState) -> None:
+    """Have best.pt be the best epoch's: training may have ended between last.pt and it, or the history have changed."""
+    if not history or (iteration := history.best.get("iteration")) is None:
+        return
+    for file in (run.last, run.best, run.previous):
+        reached = look(file, state.recipe, len(state.classes))
+        if reached and reached.iteration == iteration and not reached.due and is_whole(file, len(state.classes)):
+            if file != run.best:
+                copy_checkpoint(file, run.best)
+            return
+    log.warning(f"{run.best} is not of epoch {history.best['epoch']}, the best one, whose checkpoint is lost")
 
 
 def is_finished(recipe: Recipe, run: RunDir) -> bool:
-    """Return whether nothing is left to train in ``run``, known without a picture or a network."""
-    if not run.holds_run or run.recipe != recipe or not (history := run.history).is_over(recipe):
+    """Return whether nothing is left to train in ``run``, nor to bring back, known without a picture or a network."""
+    if not run.holds_run or run.recipe != recipe:
+        return False
+    history = run.readable_history
+    if not history.is_over(recipe) or history.damaged or history[-1]["epoch"] != len(history):
         return False
     # The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
-    whole = saved_iteration(run.best) == history.best["iteration"]
-    return whole and (not run.last.exists() or saved_iteration(run.last) == history[-1]["iteration"])
+    classes = len(run.classes)
+    best, last = (look(file, recipe, classes) for file in (run.best, run.last))
+    if best is None or best.iteration != history.best.get("iteration"):
+        return False
+    if not run.last.exists():
+        return True
+    return last is not None and last.iteration == history[-1].get("iteration") and last.rows in (None, history)
 
 
-def saved_iteration(checkpoint: Path) -> int | None:
-    """Return after which iteration a checkpoint was saved; None where it cannot be read."""
+def look(checkpoint: Path, recipe: Recipe, classes: int) -> Reached | None:
+    """Return what a checkpoint of a run says of it; None where it cannot be read. Its weights stay on the disk."""
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["trainer"]["iteration"])
-    except Exception:  # on a damaged file torch raises nearly anything
+        content = load_file(checkpoint, classes, mapped=True)
+        return read_reached(content, recipe.epochs)
+    except (UserError, ValueError):
         return None

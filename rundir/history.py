@@ -1,44 +1,89 @@
-"""What a run has reached: the rows of history.jsonl, one an epoch."""
+"""What a run has reached: the rows of history.jsonl, one an epoch. Each checkpoint carries them too."""
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from plumage.errors import UserError
-from plumage.files import named_in_errors, write_text
+from plumage.files import flush, named_in_errors, write_text
 from plumage.recipe import Recipe
 
+Row = dict[str, Any]
 
-class History(list[dict[str, Any]]):
-    """The rows of ``file``, by epoch, read once, without a line that a crash cut short. UserError if it is damaged."""
+log = logging.getLogger("plumage")
 
-    def __init__(self, file: Path):
-        self.file = file
+LONGEST = 4096  # bytes of a row
+
+
+class History(list[Row]):
+    """The rows of ``file``, by epoch, read once, without a line that a crash cut short. UserError if it is damaged.
+
+    salvage: leave out what is damaged instead, since a checkpoint will bring it back.
+    """
+
+    def __init__(self, file: Path, salvage: bool = False):
+        self.file, self.damaged = file, False
         try:
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-            rows = [json.loads(line) for line in lines if line.endswith("\n")]
-            # By the numbers that each row needs, so that a row without them shows here.
-            super().__init__(sorted(rows, key=lambda row: (row["epoch"] + 0.0, row["val_accuracy"] + 0.0)))
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            content = file.read_bytes() if file.exists() else b""
+            lines = content.decode(errors="replace" if salvage else "strict").splitlines(keepends=True)
+        except (OSError, ValueError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
+        for line in lines:
+            try:
+                if line.endswith("\n"):
+                    self.append(read_row(line))
+            except ValueError as error:
+                if not salvage:
+                    raise UserError(f"{file} is damaged: {error}") from error
+                self.damaged = True
+        self.sort(key=lambda row: row["epoch"])
 
     @property
-    def best(self) -> dict[str, Any]:
+    def text(self) -> str:
+        """What the file holds."""
+        return "".join(json.dumps(row) + "\n" for row in self)
+
+    @property
+    def best(self) -> Row:
         """The row with the highest validation accuracy; of equals, the earliest."""
         if not self:
             raise UserError(f"{self.file} has lost its epochs; start another --run")
         return max(self, key=lambda row: (row["val_accuracy"], -row["epoch"]))
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row, here and in the file."""
-        with named_in_errors(self.file), self.file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+    def add(self, row: Row) -> None:
+        """Add a row, here and in the file, where it stays also after a power cut: its checkpoint comes after it."""
+        new = not self.file.exists()
+        with named_in_errors(self.file):
+            with self.file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+            flush(self.file)
+            if new:
+                flush(self.file.parent)
         self.append(row)
 
     def keep(self, epochs: int) -> None:
         """Forget the rows after ``epochs``, here and in the file: what no checkpoint knows of is trained again."""
         self[:] = [row for row in self if row["epoch"] <= epochs]
-        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self))
+        write_text(self.file, self.text)
+
+    def bring_back(self, saved: list[Row] | None, epochs: int, checkpoint: Path) -> None:
+        """Become what a checkpoint after ``epochs`` knows, here and in the file, and say what that changes.
+
+        saved: its rows; None of an old one, which has none, so that the file's own have to do.
+        """
+        before = [row for row in self if row["epoch"] <= epochs]
+        if saved is not None:
+            if before != saved or self.damaged:
+                log.warning(f"{self.file} was damaged: its {len(saved)} epochs are written again from {checkpoint}")
+            self[:] = saved
+        self.keep(epochs)
+        if lost := epochs - len({row["epoch"] for row in self}):
+            log.warning(
+                f"{self.file} has lost {lost} of {epochs} epochs, which {checkpoint} does not know either: "
+                "the best epoch is the best of the others"
+            )
 
     def stopped_early(self, patience: int) -> bool:
         """Return whether the last ``patience`` epochs were no better than the best; never with a patience of 0."""
@@ -47,3 +92,25 @@ class History(list[dict[str, Any]]):
     def is_over(self, recipe: Recipe) -> bool:
         """Return whether every epoch of ``recipe`` is done, or early stopping has ended the run."""
         return bool(self) and (self[-1]["epoch"] >= recipe.epochs or self.stopped_early(recipe.early_stopping))
+
+
+def read_row(line: str) -> Row:
+    """Return a row, with the numbers that epochs are compared by. Raises ValueError where it lacks them."""
+    try:
+        row = json.loads(line)
+        if type(row["epoch"]) is int and row["epoch"] > 0 and math.isfinite(row["val_accuracy"] + 0.0):
+            return dict(row)
+    except (TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"a row is none: {error}") from error
+    raise ValueError(f"a row has no epoch, or no accuracy: {line[:80]!r}")
+
+
+def read_rows(content: bytes, epochs: int) -> list[Row]:
+    """Return the rows that a checkpoint after ``epochs`` carries as ``History.text``. Raises ValueError for others."""
+    if len(content) > LONGEST * epochs:
+        raise ValueError(f"its history is too long for {epochs} epochs")
+    rows = [read_row(line) for line in content.decode().splitlines()]
+    numbers = [row["epoch"] for row in rows]
+    if numbers != sorted(set(numbers)) or not all(number <= epochs for number in numbers):
+        raise ValueError(f"its history is not of {epochs} epochs")
+    return rows

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from ignite.engine import Engine
-from ignite.metrics import Average
+from ignite.metrics import Loss
 
 import plumage.engine.checkpoint
 from plumage.engine.checkpoint import Saver, TrainingState, copy_checkpoint, is_whole, save_checkpoint
@@ -127,9 +127,12 @@ def test_damage_of_the_content_is_noticed(tmp_path, damage):
     assert is_whole(file) == (damage == "none")
 
 
+FOUR = (torch.tensor(1.0), torch.zeros(4))  # the mean loss of as many pictures
+
+
 def state_of(model, average, optimizer, scaler):
     trainer, machine = Engine(lambda *_: None), Machine(torch.device("cpu"), "fp32", compile=False)
-    metrics = {"loss": Average()}
+    metrics = {"loss": Loss(lambda loss, labels: loss)}
     return TrainingState(trainer, model, average, optimizer, scaler, metrics, ["a", "b"], 4, Recipe(), machine)
 
 
@@ -144,7 +147,7 @@ def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tm
         model.weight += 1
     assert torch.equal(content["model"]["weight"], before)
 
-    state.metrics["loss"].update(1.0)
+    state.metrics["loss"].update(FOUR)
     gone_on, written = threading.Event(), []
 
     def wait(run, content, best):
@@ -152,7 +155,7 @@ def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tm
 
     with monkeypatch.context() as patch:
         patch.setattr(plumage.engine.checkpoint, "write_checkpoint", wait)
-        with Saver(state, RunDir(tmp_path)) as saver:
+        with Saver(state, RunDir(tmp_path), RunDir(tmp_path).history) as saver:
             saver.save(epoch_done=True, best=True)
             gone_on.set()
         assert written == [(True, True, True)]
@@ -161,7 +164,7 @@ def test_what_is_written_in_the_background_is_what_was_and_its_errors_surface(tm
         raise UserError("the disk is full")
 
     def save_and(then):
-        with Saver(state, RunDir(tmp_path)) as saver:
+        with Saver(state, RunDir(tmp_path), RunDir(tmp_path).history) as saver:
             saver.save()
             then(saver)
 
@@ -176,6 +179,8 @@ def test_all_that_training_consists_of_is_restored(tmp_path):
         torch.manual_seed(seed)
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=fused)
+        for parameter in model.parameters():  # as `build` makes them
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
         return state_of(model, torch.nn.Linear(2, 2), optimizer, scaler)
 
@@ -183,12 +188,14 @@ def test_all_that_training_consists_of_is_restored(tmp_path):
     one.scaler.scale(one.model(torch.ones(1, 2)).sum()).backward()
     one.scaler.step(one.optimizer)
     one.scaler.update(3.0)  # as after an overflow
-    one.metrics["loss"].update(1.0)
-    one.trainer.run([0, 0], max_epochs=3)
-    save(tmp_path / "last.pt", one.content(epoch_done=True))
-    other.restore(load(tmp_path / "last.pt"))
+    one.metrics["loss"].update(FOUR)
+    one.trainer.run([0], max_epochs=3)
+    save(tmp_path / "last.pt", one.content(True, '{"epoch": 2, "val_accuracy": 0.5}\n'))
+    reached = other.restore(load(tmp_path / "last.pt"), "it")
+    assert reached == (3, 3, False, [{"epoch": 2, "val_accuracy": 0.5}])
     assert other.scaler.get_scale() == 3
-    assert other.trainer.state.iteration == 6
+    assert other.trainer.state.iteration == 3
+    assert other.metrics["loss"].compute() == 1
     assert other.optimizer.param_groups[0]["fused"]  # as its device has it, not as the other's had
     for a, b in ((one.model, other.model), (one.average, other.average)):
         assert torch.equal(a.weight, b.weight)
