@@ -1,8 +1,11 @@
 """Which run a command means: the one that is given, the newest, the next, or the one that is to go on."""
 
+import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,10 @@ from plumage.errors import UserError
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
+log = logging.getLogger("plumage")
+
 RUNS = Path("runs")
+CLOCKS = 60  # seconds by which those of two machines may differ
 
 
 def open_run(
@@ -22,7 +28,7 @@ def open_run(
     Raises UserError where the run is not to be resumed, or with other options.
     """
     known = path or earlier
-    run = RunDir(known) if known else (resume and newest_run(RUNS, recipe.data)) or next_run(RUNS, recipe.data)
+    run = RunDir(known) if known else (resume and _newest_named(recipe.data)) or next_run(RUNS, recipe.data)
     run.check_writable()
     stack.enter_context(run.locked())
     if not run.holds_run:
@@ -34,12 +40,12 @@ def open_run(
             f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
             "since its schedule cannot be changed afterwards; start another --run"
         )
-    return run, run.recipe
+    return run, replace(run.recipe, data=recipe.data) if "data" in given else run.recipe
 
 
 def find_run(path: Path | None) -> RunDir:
-    """Return the run in ``path``, or the newest in runs/. Raises UserError where there is none."""
-    run = RunDir(path) if path else newest_run(RUNS)
+    """Return the run in ``path``, or the newest in runs/, which is named. Raises UserError where there is none."""
+    run = RunDir(path) if path else _newest_named()
     if run is None:
         raise UserError("there is no run in runs/; train one with python main.py train, or give --run DIR")
     if not run.holds_run:
@@ -63,7 +69,30 @@ def next_run(home: Path, data: str) -> RunDir:
 def newest_run(home: Path, data: str | None = None) -> RunDir | None:
     """Return the run below ``home`` that was begun last, of this ``data`` if given."""
     runs = (run for run in map(RunDir, _folders(home)) if run.holds_run and (data is None or run.is_of(data)))
-    return max(runs, key=lambda run: (run.path / "recipe.json").stat().st_mtime_ns, default=None)
+    file = newest(run.path / "recipe.json" for run in runs)
+    return RunDir(file.parent) if file else None
+
+
+def newest(files: Iterable[Path]) -> Path | None:
+    """Return the file whose folder was begun last.
+
+    Of folders called <name>-<n> that is the one with the highest n, whatever the times say: a copy, or a clock that was
+    wrong, changes them. Of several names it is the one whose file is the latest; a time to come tells nothing.
+    """
+    last = dict[str, tuple[int, float, Path]]()  # by name
+    latest = time.time() + CLOCKS
+    for file in files:
+        match, changed = re.fullmatch(r"(.+)-(\d+)", file.parent.name, re.DOTALL), file.stat().st_mtime
+        name, number = (match[1], int(match[2])) if match else (file.parent.name, 0)
+        here = number, changed if changed <= latest else 0.0, file
+        last[name] = max(last.get(name, here), here)
+    return max(last.values(), key=lambda found: (found[1], found[0]))[2] if last else None
+
+
+def _newest_named(data: str | None = None) -> RunDir | None:
+    if run := newest_run(RUNS, data):
+        log.info(f"{run.path}: the newest run" + (f" of {data}" if data else ""))
+    return run
 
 
 def _folders(home: Path) -> Iterator[Path]:

@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from plumage.errors import UserError
-from plumage.files import DRAFTS, read_json, read_object, remove_abandoned, write_json
+from plumage.files import DRAFTS, flush, lock, read_json, read_object, remove_abandoned, write_json
 from plumage.recipe import Recipe
 from plumage.rundir.history import History
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two trainings apart
-    fcntl = None  # type: ignore[assignment]
-
 log = logging.getLogger("plumage")
+
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 
 
 class RunDir:
@@ -28,6 +25,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
         self._lock, self.split, self.skipped = path / ".lock", path / "split.csv", path / "skipped.csv"
+        self.digests = path / "digests.npz"
         self.last, self.previous, self.best = (path / f"checkpoints/{name}.pt" for name in ("last", "previous", "best"))
 
     @property
@@ -41,7 +39,15 @@ class RunDir:
             raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
         if self.holds_run or self._lock.exists():  # files beside a lock are those of a training killed as it began
             return
-        for name in ("split.csv", "skipped.csv", "classes.json", "environment.json", "history.jsonl", "checkpoints"):
+        for name in (
+            "split.csv",
+            "digests.npz",
+            "skipped.csv",
+            "classes.json",
+            "environment.json",
+            "history.jsonl",
+            "checkpoints",
+        ):
             if os.path.lexists(self.path / name):
                 raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
 
@@ -51,24 +57,49 @@ class RunDir:
 
         Makes the folder, and takes it away if nothing came into it. Raises UserError where another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("a") as handle:
-            if fcntl:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise UserError(f"--run {self.path}: another training is at work in it; give another") from error
-                except OSError as error:
-                    log.info(f"{self.path}: no locks here ({error.strerror}); start one training at a time")
-                else:
-                    self._remove_drafts()
+        with self._take_lock() as handle:
             try:
                 yield
             finally:
-                if list(self.path.iterdir()) == [self._lock]:
-                    with suppress(OSError):
+                with suppress(OSError):
+                    if self._is_lock(handle) and list(self.path.iterdir()) == [self._lock]:
                         self._lock.unlink()
                         self.path.rmdir()
+
+    def _take_lock(self) -> BinaryIO:
+        """Open and lock the lock's file: again where a training that wrote nothing takes it and the folder away."""
+        for chances in reversed(range(100)):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = os.fdopen(os.open(self._lock, LOCK_FLAGS, 0o666), "ab")
+            except (FileNotFoundError, FileExistsError):
+                if not chances:
+                    raise
+                continue
+            if self._try_lock(handle):
+                return handle
+            handle.close()
+        raise UserError(f"--run {self.path}: other trainings come and go in it; give another")
+
+    def _try_lock(self, handle: BinaryIO) -> bool:
+        """Lock the open file. Returns whether it still has its name: a lock on one that is gone keeps nobody out."""
+        try:
+            lock(handle.fileno())
+        except BlockingIOError as error:
+            handle.close()
+            raise UserError(f"--run {self.path}: another training is at work in it; give another") from error
+        except OSError as error:
+            log.info(f"{self.path}: no locks here ({error.strerror}); start one training at a time")
+            return True
+        if held := self._is_lock(handle):
+            self._remove_drafts()
+        return held
+
+    def _is_lock(self, handle: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle.fileno()), self._lock.lstat())
+        except FileNotFoundError:
+            return False
 
     def _remove_drafts(self) -> None:
         """Remove what was left half written. Only a training writes checkpoints; an evaluation may be at work now."""
@@ -79,19 +110,38 @@ class RunDir:
             remove_abandoned(folder)
 
     def describe(self, recipe: Recipe, classes: list[str], environment: dict[str, Any]) -> None:
-        """Write environment.json, classes.json and recipe.json."""
-        write_json(self.path / "environment.json", environment)
+        """Write environment.json, classes.json and, when all else and the folders are on the disk, recipe.json."""
+        self.keep_environment(environment)
         write_json(self.path / "classes.json", classes)
-        write_json(self.path / "recipe.json", asdict(recipe))
+        for folder in self.path.resolve().parents:
+            with suppress(OSError):  # one that may not be opened is not one that was made for this run
+                flush(folder)
+        self.remember(recipe)
+
+    def keep_environment(self, environment: dict[str, Any]) -> None:
+        write_json(self.path / "environment.json", environment)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What environment.json says; nothing where it cannot be read, since a training does not need it."""
+        with suppress(UserError):
+            return read_object(self.path / "environment.json")
+        return {}
 
     @property
     def recipe(self) -> Recipe:
         return Recipe.load(self.path / "recipe.json")
 
     def is_of(self, data: str) -> bool:
+        """Return whether the run learnt from ``data``, or a folder of that name that is gone: it may have moved."""
         with suppress(UserError):  # another data set's damaged run is no reason to stop
-            return self.recipe.data == data
+            own = Path(self.recipe.data)
+            return str(own) == data or (own.is_absolute() and own.name == Path(data).name and not own.exists())
         return False
+
+    def remember(self, recipe: Recipe) -> None:
+        """Write recipe.json, whose ``data`` may have moved since."""
+        write_json(self.path / "recipe.json", asdict(recipe))
 
     @property
     def classes(self) -> list[str]:
@@ -105,8 +155,7 @@ class RunDir:
     @property
     def precision(self) -> str:
         """The precision of training, or "auto" where environment.json does not say."""
-        environment = read_json(self.path / "environment.json")
-        return str(environment.get("precision", "auto")) if isinstance(environment, dict) else "auto"
+        return str(self.environment.get("precision", "auto"))
 
     @property
     def calibration(self) -> dict[str, Any] | None:
@@ -124,6 +173,11 @@ class RunDir:
     def history(self) -> History:
         """The epochs as the file has them now."""
         return History(self.path / "history.jsonl")
+
+    @property
+    def readable_history(self) -> History:
+        """What can be read of them where the file is damaged, since the last checkpoint brings the others back."""
+        return History(self.path / "history.jsonl", salvage=True)
 
     def checkpoint(self, which: str) -> Path:
         """Return the file that ``--checkpoint`` means: best, last, or a path. UserError where no epoch made it yet."""

@@ -1,6 +1,13 @@
+import logging
+import os
+import time
+from contextlib import ExitStack
+
+import pytest
 from test_rundir import begin
 
-from plumage.rundir.choose import newest_run, next_run
+from plumage.recipe import Recipe
+from plumage.rundir.choose import find_run, newest_run, next_run, open_run
 
 
 def test_the_next_number_is_above_all_that_are_there(tmp_path):
@@ -28,3 +35,38 @@ def test_a_damaged_run_does_not_hide_another(tmp_path):
     begin(tmp_path / "good", time=1)
     (begin(tmp_path / "bad", time=2).path / "recipe.json").write_text("{")
     assert newest_run(tmp_path, "cub200").path.name == "good"
+
+
+def test_of_one_name_the_highest_number_is_the_newest_whatever_the_times_say(tmp_path):
+    times = {"birds-2": 5, "birds-10": 1, "birds-9": time.time() + 10**6, "birds-x": 0.5, "b": 0.2}
+    for name, changed in times.items():
+        begin(tmp_path / name, time=changed)
+    assert newest_run(tmp_path).path.name == "birds-10"
+
+
+def test_of_several_names_the_latest_is_the_newest_but_no_time_to_come_counts(tmp_path):
+    now = time.time()
+    begin(tmp_path / "a-7", time=now - 50)
+    begin(tmp_path / "b-1", time=now - 40)
+    begin(tmp_path / "c-3", time=now + 10**6)
+    assert newest_run(tmp_path).path.name == "b-1"
+    os.utime(tmp_path / "a-7" / "recipe.json", (now, now + 1))  # another machine's clock
+    assert newest_run(tmp_path).path.name == "a-7"
+    for name in ("a-7", "b-1"):
+        os.utime(tmp_path / name / "recipe.json", (9, now + 10**6))
+    assert newest_run(tmp_path).path.name == "a-7"  # where all are to come, the number decides
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_run_that_was_not_given_is_named(tmp_path, monkeypatch, caplog, given):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "plumage")
+    for number in (1, 2):
+        begin(tmp_path / "runs" / f"cub200-{number}", time=5 - number)
+    path, named = (tmp_path / "runs" / "cub200-2") if given else None, "runs/cub200-2: the newest run"
+    assert find_run(path).path.name == "cub200-2"
+    assert caplog.messages == [named] * (not given)
+    with ExitStack() as stack:
+        run, _ = open_run(stack, path, {}, Recipe.create({"data": "cub200"}), True, None)
+    assert run.path.name == "cub200-2"
+    assert caplog.messages[1:] == [f"{named} of cub200"] * (not given)

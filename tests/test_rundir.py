@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from time import time
 
 import pytest
 
-import plumage.rundir.folder
+import plumage.files
 from plumage.errors import UserError
 from plumage.files import write_json
 from plumage.recipe import Recipe
@@ -108,6 +109,80 @@ def test_only_one_process_has_a_run_and_the_lock_dies_with_it(tmp_path):
     assert not run.path.exists()  # no run began
 
 
+@pytest.mark.parametrize("moment", ["mkdir", "open", "flock"])
+def test_a_lock_that_goes_as_it_is_taken_is_taken_again(tmp_path, monkeypatch, moment):
+    """Another training that wrote nothing ends, and takes all away, just as this one takes its run."""
+    run, calls = RunDir(tmp_path / "run"), []
+    owner = {"mkdir": os, "open": os, "flock": plumage.files.fcntl}[moment]
+    original = getattr(owner, moment)
+
+    def ends_first(*args, **options):
+        calls.append(moment)
+        if len(calls) == 1 and moment != "mkdir":
+            shutil.rmtree(run.path)
+        try:
+            return original(*args, **options)
+        finally:
+            if len(calls) == 1 and moment == "mkdir":  # it is found to be there, and then is not
+                run.path.rmdir()
+
+    run.path.mkdir()
+    monkeypatch.setattr(owner, moment, ends_first)
+    with run.locked():
+        monkeypatch.undo()
+        assert len(calls) > 1
+        with pytest.raises(UserError, match="another training is at work"), RunDir(run.path).locked():
+            pass
+
+
+def test_a_training_takes_no_other_ones_lock_away(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        (run.path / ".lock").unlink()
+        run.path.rmdir()
+        other = RunDir(run.path).locked()
+        other.__enter__()
+    with pytest.raises(UserError, match="another training is at work"), run.locked():
+        pass
+    other.__exit__(None, None, None)
+    assert not run.path.exists()
+
+
+def test_two_processes_never_have_a_run_at_once(tmp_path):
+    """Each takes the run and writes nothing, again and again; whoever has it makes a file that must not be there."""
+    code = "import os, sys; from pathlib import Path; from plumage.errors import UserError\n"
+    code += "from plumage.rundir.folder import RunDir\n"
+    code += "mine, had = Path(sys.argv[2]), 0\n"
+    code += "sys.stdin.read(1)\n"
+    code += "while had < 300:\n"
+    code += "    try:\n"
+    code += "        with RunDir(Path(sys.argv[1])).locked():\n"
+    code += "            os.close(os.open(mine, os.O_CREAT | os.O_EXCL)); mine.unlink(); had += 1\n"
+    code += "    except UserError: pass\n"
+    command = [sys.executable, "-c", code, tmp_path / "run", tmp_path / "mine"]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stderr=pipe, text=True) for _ in range(2)]
+    for process in both:
+        process.stdin.write("!")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in both] == ["", ""]
+
+
+@pytest.mark.parametrize("there", ["file", "link", "locks_link"])
+def test_what_can_be_no_lock_ends_and_is_not_followed(tmp_path, there):
+    run = RunDir(tmp_path / "run")
+    if there == "file":
+        run.path.touch()
+    elif there == "link":
+        run.path.symlink_to(tmp_path / "nowhere")
+    else:
+        run.path.mkdir()
+        (run.path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="run"), run.locked():
+        pass
+    assert not (tmp_path / "precious").exists()
+
+
 def test_what_a_killed_training_left_half_written_goes(tmp_path):
     run = begin(tmp_path / "run")
     for folder in ("", "checkpoints", "figures"):
@@ -139,7 +214,7 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(plumage.rundir.folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(plumage.files.fcntl, "flock", no_locks)
     caplog.set_level("INFO", "plumage")
     with RunDir(tmp_path / "run").locked():
         assert "No locks available" in caplog.text
