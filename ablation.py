@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -19,13 +19,14 @@ from plumage.data.store import Cache
 from plumage.engine.prepare import load_teacher, load_weights
 from plumage.engine.signals import StopSignals
 from plumage.engine.train import train
-from plumage.errors import Diverged, Stopped, UserError
-from plumage.files import read_object, write_json, write_table
+from plumage.errors import Diverged, Stopped, UserError, visible
+from plumage.files import read_object, write_json
 from plumage.hardware.device import Machine
 from plumage.recipe import Recipe, option_name
 from plumage.report.statistics import difference_over_seeds
-from plumage.rundir.choose import next_run
+from plumage.rundir.choose import newest, next_run
 from plumage.rundir.folder import RunDir
+from plumage.tables import write_table
 
 log = logging.getLogger("plumage")
 
@@ -73,7 +74,7 @@ def show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
-    return str(value) if str(value).isprintable() else repr(value)
+    return visible(str(value))
 
 
 def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seeds: Sequence[int] | None) -> list[Trial]:
@@ -102,9 +103,9 @@ def plan(given: Mapping[str, Any], varied: Sequence[tuple[str, list[Any]]], seed
 
 def find_folder(home: Path, trials: list[Trial]) -> Path:
     """Where these very trials were begun last below ``home``, else a new ``home/ablation-<data name>-<n>``."""
-    same = [file for file in home.glob("ablation-*/ablation.json") if begun(file.parent) == description(trials)]
-    if same:
-        return max(same, key=lambda file: file.stat().st_mtime_ns).parent
+    files = home.glob("ablation-*/ablation.json")
+    if same := newest(file for file in files if begun(file.parent) == description(trials)):
+        return same.parent
     return next_run(home, f"ablation-{Path(trials[0].recipe.data).name}").path
 
 
@@ -179,13 +180,13 @@ def train_one(
         torch.compiler.reset()  # keeps a few networks, and refuses more
     try:
         with run.locked():
-            recipe = run.recipe if run.holds_run else trial.recipe
+            recipe = replace(run.recipe, data=trial.recipe.data) if run.holds_run else trial.recipe
             train(recipe, run, machine, cache, signals, tensorboard=tensorboard)
         return Outcome(trial, run)
     except Stopped as stop:
         raise Stopped(stop.exit_code - 128, "; the same command goes on from here") from None
-    except (UserError, Diverged, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
+    except (UserError, Diverged, RuntimeError, OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         log.error(f"{trial.name} failed: {reason}")
         return Outcome(trial, run, getattr(error, "exit_code", UserError.exit_code), reason)
 

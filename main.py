@@ -1,5 +1,10 @@
 """The command line: parse, build a Recipe, call one function, print. Torch is imported by the commands that need it."""
 
+import signal
+
+if __name__ == "__main__":  # until a command says what it does at Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import logging
 import os
@@ -12,6 +17,7 @@ import click
 
 from plumage import options as opt
 from plumage.console import need_reader, run_command
+from plumage.data.cache import listing
 from plumage.engine.signals import StopSignals
 from plumage.errors import UserError
 from plumage.files import check_output
@@ -43,7 +49,11 @@ def cli(context: click.Context) -> None:
 @cli.command()
 @opt.recipe_options
 @opt.run_option("--run", "folder", type=opt.PATH, show_default="runs/<data name>-<n>", help="Folder for the results.")
-@opt.run_option("--resume", is_flag=True, help="Go on with --run, or with the newest run of this data, if any.")
+@opt.run_option(
+    "--resume",
+    is_flag=True,
+    help="Go on with --run, or with the newest run of this data, if any. --data may have moved.",
+)
 @opt.run_option("--checkpoint-minutes", type=opt.MINUTES, default=10, help="Save at least this often; 0: each step.")
 @opt.training_options
 def train(folder: Path | None, resume: bool, **options: Any) -> None:
@@ -90,7 +100,12 @@ def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cach
 
 @cli.command("eval")
 @opt.model_options
-@click.option("--data", type=opt.Place(), show_default="the run's own", help="Another folder, with the run's classes.")
+@click.option(
+    "--data",
+    type=opt.Place(),
+    show_default="the run's own",
+    help="Another folder, with the run's classes; or where the run's own pictures have moved to.",
+)
 @click.option("--split", type=click.Choice(["val", "train", "all"]), show_default="val; with --data, all")
 @click.option(
     "--calibrate",
@@ -104,12 +119,15 @@ def evaluate(folder: Path | None, calibrate: bool, as_json: bool, **options: Any
     """Print the accuracy, top-5 accuracy and loss of a run's best model."""
     StopSignals()
     from plumage.engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+    from plumage.engine.prepare import follow  # noqa: PLC0415
     from plumage.inference.calibration import calibrate as run_calibration  # noqa: PLC0415
 
-    if calibrate and (options["data"] is not None or options["split"] not in (None, "val")):
-        raise UserError("--calibrate: is done on the run's own validation pictures; leave out --data and --split")
     run = find_run(folder)
     machine, cache = choose_machine(options, run.precision), choose_cache(options)
+    if options["data"] is not None and follow(run, options["data"], cache):
+        options["data"] = None
+    if calibrate and (options["data"] is not None or options["split"] not in (None, "val")):
+        raise UserError("--calibrate: is done on the run's own validation pictures; leave out --data and --split")
     evaluation = run_evaluation(run, machine, cache, **opt.take(options, ("checkpoint", "data", "split")))
     result = evaluation.numbers
     if calibrate:
@@ -125,7 +143,7 @@ def evaluate(folder: Path | None, calibrate: bool, as_json: bool, **options: Any
 
 
 @cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=opt.Place())
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=opt.Place(readable=False))
 @opt.model_options
 @opt.output_options("standard output")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read: no row, no error.")
@@ -233,6 +251,18 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool) -> None:
     check_output(file, force or output is None)
     write_report(folders, file)
     click.echo(file)
+
+
+@cli.command("cache")
+@opt.cache_option
+@click.option("--clear", is_flag=True, help="Remove all of it, but what is in use.")
+def show_cache(cache: Path, clear: bool) -> None:
+    """List what the cache folder holds, with sizes and the day of the last use.
+
+    That is decoded pictures, drawn birds and downloads: all of it can go, and is made again where it is needed.
+    """
+    for line in listing(cache, clear):
+        click.echo(line)
 
 
 def choose_machine(options: dict[str, Any], as_trained: str = "auto") -> "Machine":

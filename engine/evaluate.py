@@ -18,17 +18,14 @@ from plumage.engine.criterion import LabelSmoothingLoss
 from plumage.engine.evaluator import create_evaluator, run_evaluator
 from plumage.engine.handlers import attach_progress
 from plumage.engine.metrics import calibration_bins, logit_gap
-from plumage.engine.prepare import model_of, other_dataset, recall_dataset
-from plumage.engine.resume import saved_iteration
+from plumage.engine.prepare import model_and_iteration, other_dataset, recall_dataset
 from plumage.errors import UserError
 from plumage.hardware.device import Machine
 from plumage.models.weights import fingerprint
-from plumage.rundir.evaluation import Evaluation
+from plumage.rundir.evaluation import MISTAKES, SAMPLES, THUMBNAIL, Evaluation
 from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
-
-SAMPLES, MISTAKES, THUMBNAIL = 12, 24, 112
 
 
 def evaluate(
@@ -46,8 +43,9 @@ def evaluate(
     """
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
-    model = model_of(run, checkpoint).to(device)
+    model, iteration = model_and_iteration(run, checkpoint)
     weights = fingerprint(model)
+    model.to(device)
     if machine.compile:
         model.compile()
     dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
@@ -73,7 +71,7 @@ def evaluate(
         split=split,
         **scores,
         checkpoint=checkpoint,
-        iteration=saved_iteration(run.checkpoint(checkpoint)),
+        iteration=iteration,
         weights=weights,
         data=str(dataset.samples.root),
         precision=machine.precision,

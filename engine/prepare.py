@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import ignite.distributed as idist
 import numpy as np
@@ -12,14 +14,22 @@ from torch import nn
 from plumage.data.dataset import Dataset, prepare, read_all, recall
 from plumage.data.samples import Samples, some
 from plumage.data.sources import list_samples, locate
-from plumage.data.split import write_split
+from plumage.data.split import MOVED, read_digests, read_split, write_digests, write_split
 from plumage.data.store import Cache, write_skipped
 from plumage.errors import UserError
 from plumage.hardware import processes
 from plumage.hardware.device import Machine
-from plumage.hardware.environment import environment
+from plumage.hardware.environment import differences, environment
 from plumage.models.resnet import build_model
-from plumage.models.weights import Weights, load_pretrained, pretrained_weights, trained_model
+from plumage.models.weights import (
+    Weights,
+    iteration_of,
+    load_file,
+    load_pretrained,
+    network_of,
+    pretrained_weights,
+    trained_model,
+)
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir, weights_file
 
@@ -71,9 +81,15 @@ def initial_model(recipe: Recipe, pretrained: Weights | None, classes: list[str]
 
 def model_of(run: RunDir, checkpoint: str) -> nn.Module:
     """Return the network of a run's checkpoint: best, last or a file. UserError where it does not fit the run."""
-    file, recipe = run.checkpoint(checkpoint), run.recipe
+    return model_and_iteration(run, checkpoint)[0]
+
+
+def model_and_iteration(run: RunDir, checkpoint: str) -> tuple[nn.Module, int | None]:
+    """Return the same, and after which iteration it was saved: of one content, since training replaces its files."""
+    file, recipe, classes = run.checkpoint(checkpoint), run.recipe, run.classes
+    content = load_file(file, len(classes))
     sides = {"resize": recipe.resize, "crop": recipe.crop}
-    return trained_model(file, f"--checkpoint {file}", run.classes, recipe.model, **sides)
+    return network_of(content, f"--checkpoint {file}", classes, recipe.model, **sides), iteration_of(content)
 
 
 def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
@@ -91,9 +107,54 @@ def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
     return dataset
 
 
+def samples_of(run: RunDir, recipe: Recipe, cache: Cache) -> Samples:
+    """List the run's pictures, split as they were, in ``recipe.data``. Raises UserError where they are not there."""
+    folder = Path(recipe.data)
+    if folder.is_absolute() and not folder.is_dir():
+        raise UserError(f"{folder}: the pictures of {run.path} are not there; {MOVED}")
+    return read_split(run.split, locate(recipe.data, cache), run.classes)
+
+
 def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
-    """Read the pictures of a run that has begun, split as they were."""
-    return recall(recipe.data, recipe.resize, run.classes, run.split, run.skipped, cache)
+    """Read the pictures of a run that has begun, split as they were, from where ``recipe.data`` says that they are.
+
+    Raises UserError where they are not there, or where others are in a place that the run does not know.
+    """
+    dataset = recall(samples_of(run, recipe, cache), recipe.resize, run.skipped, cache)
+    if others := changed_pictures(run, dataset):
+        which = f"{len(others)} pictures are not what they were when {run.path} began: {some(others, 3)}"
+        if recipe.data != run.recipe.data:
+            raise UserError(f"--data {recipe.data}: {which}; give the folder that it began with, or another --run")
+        log.warning(f"--data {recipe.data}: {which}")
+    return dataset
+
+
+def changed_pictures(run: RunDir, dataset: Dataset) -> list[str]:
+    """Return the paths of the run's pictures whose pixels have changed since it began, as far as that is known."""
+    digests = read_digests(run.digests, len(dataset.samples))
+    if digests is None:
+        return []
+    changed = (dataset.store.digests[dataset.rows] != digests).any(axis=1)
+    return [dataset.samples.paths[row] for row in np.flatnonzero(changed)]
+
+
+def follow(run: RunDir, data: str, cache: Cache) -> bool:
+    """Return whether the run's pictures have moved to ``data``, which it then remembers; they are gone where they were.
+
+    Other pictures under the same names have not moved: they are another data set.
+    """
+    was, now = run.recipe, Recipe.create({**asdict(run.recipe), "data": data})
+    try:
+        samples_of(run, now, cache)
+        with suppress(UserError):
+            samples_of(run, was, cache)
+            return False
+        recall_dataset(now, run, cache)
+    except UserError:
+        return False
+    log.info(f"{run.path}: its pictures are in {now.data} now")
+    run.remember(now)
+    return True
 
 
 def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:
@@ -107,14 +168,32 @@ def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:
         learnt = some(classes, 10)
         raise UserError(f"--data {data}: the run was not trained on {some(unknown)}; its classes are {learnt}")
     if samples.split is None and split != "all":
-        return recall_dataset(replace(recipe, data=data), run, cache)
+        return recall(samples_of(run, replace(recipe, data=data), cache), recipe.resize, run.skipped, cache)
     labels = np.array([classes.index(name) for name in samples.classes])[samples.labels]
     return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, cache)
 
 
 def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
-    """Write the run directory, with all that is known before training."""
+    """Write the run directory, with all that is known before training. A power cut leaves all of it, or no run."""
     run.path.mkdir(parents=True, exist_ok=True)
     write_split(run.split, dataset.samples)
+    write_digests(run.digests, dataset.store.digests[dataset.rows])
     write_skipped(run.skipped, dataset.store.skipped)
     run.describe(recipe, dataset.samples.classes, environment(machine))
+
+
+def go_on(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
+    """Remember where the pictures are now; tell, and keep in environment.json, why the bits cannot be the same."""
+    if recipe != run.recipe:
+        run.remember(recipe)
+    before, now = run.environment, environment(machine)
+    changes = differences(before, now) if before else ["no environment.json that says where it began"]
+    if changed := changed_pictures(run, dataset):
+        changes.append(f"{len(changed)} pictures changed")
+    if not changes:
+        return
+    what = ", ".join(changes)
+    log.warning(f"{run.path}: goes on with {what}: it ends close to where it would have, but not with the same bits")
+    earlier = before.get("resumed")
+    resumed = [*(earlier if isinstance(earlier, list) else ()), f"{now['started']}: {what}"]
+    run.keep_environment({**(before or now), "resumed": resumed})

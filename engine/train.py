@@ -25,8 +25,9 @@ from plumage.engine.resume import is_finished, restore
 from plumage.engine.schedule import learning_rate
 from plumage.engine.signals import StopSignals
 from plumage.engine.trainer import attach_training_metrics, create_trainer
-from plumage.errors import UserError
+from plumage.errors import UserError, shortage
 from plumage.hardware import processes
+from plumage.hardware.cores import usable_time
 from plumage.hardware.device import Machine
 from plumage.models.batchnorm import synchronise
 from plumage.models.resnet import parameter_groups
@@ -70,14 +71,17 @@ def train(
     )
     state, evaluator = build(recipe, machine, dataset.samples.classes, len(training.rows), pretrained, teacher)
     validate = partial(run_evaluator, evaluator, validation, state.average or state.model)
-    if rank == 0 and not begun:
-        prepare.begin(run, recipe, dataset, machine)
+    if rank == 0:
+        note = prepare.go_on if begun else prepare.begin
+        note(run, recipe, dataset, machine)
 
-    with signals.deferred(), Saver(state, run, checkpoint_minutes) as saver:
-        history = run.history
+    history = run.readable_history
+    with signals.deferred(), Saver(state, run, history, checkpoint_minutes) as saver:
         unrecorded = restore(state, run, history)
         with handlers.open_log(run.path, state.iteration) if tensorboard and rank == 0 else nullcontext() as writer:
             attach_before_step(state)
+            if world_size == 1 and machine.device.type == "cpu":
+                handlers.attach_busy_notice(state.trainer, min(torch.get_num_threads(), usable_time()))
             attach_after_step(state, evaluator, saver, signals, writer)
             attach_at_epoch_end(state, validate, saver, history, writer)
             for engine, label, show in ((state.trainer, "training", state.status), (evaluator, "validating", dict)):
@@ -214,12 +218,14 @@ def ends_early(history: History, recipe: Recipe) -> bool:
 
 
 def run_trainer(state: TrainingState, pictures: Pictures) -> None:
-    """Train from where ``state`` is to the end. Raises UserError where the device has too little memory."""
+    """Train from where ``state`` is to the end. Raises UserError where there is too little memory."""
     recipe, device = state.recipe, state.machine.device
     batches = train_batches(pictures, recipe.seed, state.iteration, with_neighbour=recipe.mixup > 0)
     try:
         state.trainer.run(batches, max_epochs=recipe.epochs, epoch_length=state.epoch_length)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if shortage(error) != "memory":
+            raise
         raise UserError(
             f"--batch-size {recipe.batch_size}: {device} has too little memory; in another --run, take "
             f"--accumulate {2 * recipe.accumulate}, which computes each batch in parts, or a smaller batch"

@@ -8,8 +8,13 @@ from pathlib import Path
 
 def usable_cores() -> int:
     """Count the cores that the process may run on, as far as their time is granted to it."""
+    return max(1, ceil(usable_time()))
+
+
+def usable_time() -> float:
+    """Return how many seconds the process may compute in a second, on all cores together."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ceil(min(cores, granted_cores(Path("/sys/fs/cgroup")))))
+    return min(cores, granted_cores(Path("/sys/fs/cgroup")))
 
 
 def granted_cores(groups: Path) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plumage.hardware.device import Machine
 
+DECISIVE = ("device", "gpu", "cpu", "threads", "processes", "precision", "compile", "deterministic")
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow")
 
 
@@ -38,6 +39,20 @@ def environment(machine: "Machine") -> dict[str, Any]:
         "command": _command(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name what the bits of a training depend on that has changed between two environments: "threads 1 (was 2)"."""
+    was, has = ({**each, **_packages(each)} for each in (before, now))
+    names = [name for name in (*DECISIVE, *PACKAGES) if name in was and was[name] != has.get(name)]
+    changes = [f"{name} {has.get(name)} (was {was[name]})" for name in names]
+    repeats = now["deterministic"] or str(now["device"]).startswith("cpu")
+    return changes if repeats else [*changes, f"{now['device']} without --deterministic"]
+
+
+def _packages(environment: dict[str, Any]) -> dict[str, Any]:
+    packages = environment.get("packages")
+    return packages if isinstance(packages, dict) else {}
 
 
 def _command() -> str:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from plumage.data.augment import MEAN, STD, Transform, center_crop
 from plumage.data.decode import decode_or_reason
-from plumage.data.sources import list_pictures, locate
-from plumage.data.split import read_split
+from plumage.data.sources import list_pictures
 from plumage.data.store import Cache
-from plumage.engine.prepare import model_of
+from plumage.engine.prepare import model_of, samples_of
 from plumage.errors import UserError, first_line
 from plumage.files import written_whole
 from plumage.inference.calibration import temperature_for
@@ -86,9 +85,9 @@ def example_files(run: RunDir, cache: Cache, pictures: Path | None) -> list[Path
     """Return up to PICTURES files to compare on, evenly from the validation pictures or those in ``pictures``."""
     if pictures is None:
         try:
-            samples = read_split(run.split, locate(run.recipe.data, cache), run.classes)
+            samples = samples_of(run, run.recipe, cache)
         except UserError as error:
-            raise UserError(f"{error}; or give other pictures to compare on, --pictures FOLDER") from error
+            raise UserError(f"{error}; or compare on other pictures, --pictures FOLDER") from error
         assert samples.split is not None
         files = [samples.root / samples.paths[row] for row in np.flatnonzero(samples.split == "val")]
     else:

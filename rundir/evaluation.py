@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from plumage.errors import UserError
-from plumage.files import read_object, write_json, written_whole
+from plumage.files import read_arrays, read_object, write_json, written_whole
 from plumage.rundir.folder import RunDir
 
 SCORES = ("accuracy", "top5", "loss", "nll")
@@ -15,6 +16,7 @@ MORE_SCORES = ("ece", "logit_gap")
 TEXTS = ("checkpoint", "weights", "data", "precision")
 ARRAYS = ("logits", "labels", "indices", "gaps", "bins")
 PICTURES = {"samples": "sample_rows", "thumbnails": "thumbnail_rows"}
+SAMPLES, MISTAKES, THUMBNAIL = 12, 24, 112  # how many there are of each, and a thumbnail's side, at most
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Evaluation:
     accuracy to logit_gap: over all pictures, as fractions and nats; loss with the recipe's label smoothing.
     checkpoint: best, last or a file; iteration: after which it was saved, None where that is not known; weights: its
     fingerprint. data: the folder of the pictures. precision: what was computed in.
-    logits: (n, K) float32, float64 as read back. labels: (n,) int64. indices: (n,) int64, rows of split.csv, or of the
-    sorted pictures of another folder. gaps: (n,) float32, each picture's logit gap.
+    logits: (n, K) float32. labels: (n,) int64. indices: (n,) int64, rows of split.csv, or of the sorted pictures of
+    another folder. gaps: (n,) float32, each picture's logit gap.
     bins: (3, bins) float32, predictions by confidence: how many, its sum, and how many are right.
     pictures: "samples" and "thumbnails" → (m, s, s, 3) uint8 and (m,) int64, the rows of logits that they show.
     """
@@ -64,14 +66,15 @@ class Evaluation:
         return self.predictions == self.labels
 
     def save(self, run: RunDir, stem: str) -> None:
-        """Write ``stem``.npz and ``stem``.json into the run's folder."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        """Write ``stem``.npz and ``stem``.json into the run's folder, with one ``id``: another's may come between."""
+        identifier = uuid4().hex
+        arrays = {name: getattr(self, name) for name in ARRAYS} | {"id": np.array(identifier.encode())}
         for name, rows in PICTURES.items():
             arrays[name], arrays[rows] = self.pictures[name]
         with written_whole(run.path / f"{stem}.npz") as draft, draft.open("wb") as handle:
             np.savez(handle, **arrays)
         others = {name: getattr(self, name) for name in (*MORE_SCORES, *TEXTS, "iteration")}
-        write_json(run.path / f"{stem}.json", {**self.numbers, **others})
+        write_json(run.path / f"{stem}.json", {**self.numbers, **others, "id": identifier})
 
 
 def read_evaluation(run: RunDir, classes: int, pictures: int) -> Evaluation | None:
@@ -82,20 +85,29 @@ def read_evaluation(run: RunDir, classes: int, pictures: int) -> Evaluation | No
     file, archive = run.path / "eval-val.json", run.path / "eval-val.npz"
     if not (file.exists() and archive.exists()):
         return None
-    about = read_object(file)
+    about, most = read_object(file), _most_bytes(run, classes, pictures)
     try:
-        with np.load(archive) as content:
-            arrays = dict(content)
+        arrays = read_arrays(archive, most)
+        if about.get("id") != (arrays["id"].tobytes().decode() if "id" in arrays else None):  # as older ones are
+            raise ValueError(f"it is of another evaluation than {file.name}")
         shown = {name: (arrays[name], arrays[rows]) for name, rows in PICTURES.items() if name in arrays}
         if not _fits(arrays, shown, classes, pictures):
             raise ValueError("its arrays do not fit this run")
         fields: dict[str, Any] = {name: float(about[name]) for name in (*SCORES, *MORE_SCORES)}
         fields |= {name: str(about.get(name, "")) for name in TEXTS}  # of which older runs lack the weights
-        fields |= {name: arrays[name] for name in ARRAYS} | {"logits": arrays["logits"].astype(np.float64)}
+        fields |= {name: arrays[name] for name in ARRAYS}
         return Evaluation(split="val", iteration=about["iteration"], pictures=shown, **fields)
     except Exception as error:  # a damaged archive raises nearly anything
         again = f"python main.py eval --run {run.path} writes it anew"
         raise UserError(f"{archive} is damaged or old ({' '.join(str(error).split())}): {again}") from error
+
+
+def _most_bytes(run: RunDir, classes: int, pictures: int) -> dict[str, int]:
+    """Return how many bytes each array may have, of numbers of up to 8 bytes."""
+    most = {"logits": 8 * pictures * classes, "bins": 8 * 3 * 1000, "id": 100}
+    most |= dict.fromkeys(("labels", "indices", "gaps"), 8 * pictures)
+    most |= {"samples": SAMPLES * 3 * run.recipe.crop**2, "sample_rows": 8 * SAMPLES}
+    return most | {"thumbnails": MISTAKES * 3 * THUMBNAIL**2, "thumbnail_rows": 8 * MISTAKES}
 
 
 def _fits(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,9 +22,10 @@ import plumage.data.store
 import plumage.engine.evaluate
 import plumage.engine.resume
 import plumage.engine.train
-from plumage.ablation import Outcome, Trial, plan, table
+from plumage.ablation import Outcome, Trial, description, find_folder, plan, table
 from plumage.engine.resume import is_finished
 from plumage.errors import Diverged, UserError
+from plumage.files import write_json
 from plumage.options import RECIPE_FIELDS, Values, Variation
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
@@ -292,10 +294,22 @@ def test_one_that_diverges_leaves_the_others_done(command, cli, tmp_path):
         assert [bool(row["error"]) for row in csv.DictReader(handle)] == [False, True, False] * 2
 
 
+def test_it_goes_on_in_the_folder_of_the_highest_number_whatever_the_times_say(tmp_path):
+    trials = plan({"data": "cub200"}, [("smoothing", [0.0, 0.1])], None)
+    for number, changed in ((2, 5), (10, 1), (9, 10**11)):
+        file = tmp_path / f"ablation-cub200-{number}" / "ablation.json"
+        file.parent.mkdir()
+        write_json(file, description(trials))
+        os.utime(file, (changed, changed))
+    assert find_folder(tmp_path, trials).name == "ablation-cub200-10"
+    assert find_folder(tmp_path, trials[:1]).name == "ablation-cub200-11"
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (RuntimeError("CUDA out of memory.\nTried"), 2),
+        (MemoryError(), 2),
         (OSError(28, "No space left"), 2),
         (Diverged("nan"), 3),
         (UserError("no"), 2),

@@ -23,6 +23,7 @@ FILES = {
     "environment.json",
     "classes.json",
     "split.csv",
+    "digests.npz",
     "history.jsonl",
     "skipped.csv",
     "checkpoints",
@@ -123,9 +124,39 @@ def test_another_folder_is_matched_by_class_name(trained, cli, photos, tmp_path)
 def test_pictures_that_were_moved_are_evaluated_in_their_new_place(trained, cli, photos, tmp_path):
     _, before, _ = cli("eval", "--json")
     photos.rename(tmp_path / "moved")
-    code, _, err = cli("eval")
-    assert (code, "does not exist" in err) == (2, True)
-    assert cli("eval", "--data", tmp_path / "moved", "--split", "val", "--json")[:2] == (0, before)
+    for command in (["eval"], ["eval", "--calibrate"], ["export", "--format", "safetensors"]):
+        code, _, err = cli(*command)
+        assert code == 2
+        assert one_line(err)
+        assert "if they have moved, train --resume --data NEW or eval --data NEW finds them, and remembers where" in err
+    assert cli("eval", "--data", tmp_path / "moved", "--json")[:2] == (0, before)
+    assert not list(trained.glob("eval-moved*"))
+    for command in (["export", "--format", "safetensors"], ["report"]):
+        code, _, err = cli(*command)
+        assert code == 0, err
+    assert "6 validation pictures tell no temperature" in cli("eval", "--calibrate")[2]  # it has evaluated them
+    assert cli("eval", "--json")[:2] == (0, before)
+
+
+def test_a_copy_of_the_pictures_is_another_folder(trained, cli, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "copy")
+    code, out, _ = cli("eval", "--data", tmp_path / "copy", "--json")
+    assert (code, json.loads(out)["n"]) == (0, 30)
+    assert (trained / "eval-copy-all.json").exists()
+    assert RunDir(trained).recipe.data == str(photos)
+    code, _, err = cli("eval", "--data", tmp_path / "copy", "--calibrate")
+    assert (code, one_line(err)) == (2, True)
+
+
+def test_a_finished_run_learns_where_its_pictures_have_moved(trained, cli, photos, tmp_path):
+    _, before, _ = cli("eval", "--json")
+    photos.rename(tmp_path / "moved")
+    assert cli("train", "--resume", "--run", trained, "--data", tmp_path / "moved")[0] == 0
+    assert cli("eval", "--json")[:2] == (0, before)
+    (tmp_path / "moved").rename(tmp_path / "xdg" / "moved")  # and again, to a folder of the same name
+    assert cli("train", "--resume", "--data", tmp_path / "xdg" / "moved")[0] == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
+    assert RunDir(trained).recipe.data == str(tmp_path / "xdg" / "moved")
 
 
 def test_files_added_later_do_not_change_the_run(trained, cli, photos):
@@ -264,7 +295,7 @@ BAD_DATA = {
         ),
         "6 readable training and 0 validation pictures",
     ),
-    "a name that is too long": (lambda root: None, "too long"),
+    "a name that is too long": (lambda root: None, "does not exist"),
 }
 
 
@@ -351,6 +382,7 @@ def test_a_run_that_exists_is_not_touched(trained, cli, photos):
 def test_resume_without_a_run_named_takes_the_newest_of_this_data(trained, cli, photos, tmp_path):
     code, _, err = cli("train", "--data", photos, "--resume")
     assert code == 0
+    assert err.startswith(f"runs/{trained.name}: the newest run of ")
     assert "finished; nothing is left to do" in err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [trained.name]
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}

@@ -3,7 +3,10 @@
 import errno
 import json
 import math
+import os
 import shutil
+import tracemalloc
+import zipfile
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partialmethod
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from PIL import Image
 from torch import nn
 
 import plumage.engine.train
@@ -28,6 +32,7 @@ from plumage.errors import Diverged, Stopped, UserError
 from plumage.files import write_json
 from plumage.hardware.device import Machine
 from plumage.recipe import Recipe
+from plumage.rundir.evaluation import read_evaluation
 from plumage.rundir.folder import RunDir
 
 
@@ -106,7 +111,12 @@ def result(run: RunDir):
     rows = [
         {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in run.history
     ]
-    return rows, *(torch.load(file, weights_only=True) for file in (run.last, run.best))
+    contents = [torch.load(file, weights_only=True) for file in (run.last, run.best)]
+    for content in contents:  # whose times differ: it is the file's
+        carried = bytes(content.pop("history").numpy()).decode()
+        assert (run.path / "history.jsonl").read_text(encoding="utf-8").startswith(carried)
+        assert carried.count("\n") == content["trainer"]["iteration"] // content["trainer"]["epoch_length"]
+    return rows, *contents
 
 
 def flat(content):
@@ -145,13 +155,27 @@ def test_compiled_it_is_the_same_training_and_the_same_files(tiny, tricks, tmp_p
     assert flat(result(compiled)) == flat(result(whole))
 
 
-def test_too_little_memory_is_one_line_with_the_way_out(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
+        MemoryError("Unable to allocate 7.45 GiB for an array"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line_with_the_way_out(tiny, tmp_path, monkeypatch, error):
     def run_out(self, *_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        raise error
 
     monkeypatch.setattr(plumage.engine.train.Transform, "random", run_out)
     with pytest.raises(UserError, match=r"--batch-size \d+: cpu has too little memory; .* --accumulate 2"):
         tiny[1](tmp_path / "run")
+    message = "can't start new thread"  # of which smaller batches make no more
+    error = RuntimeError(message)
+    with pytest.raises(RuntimeError, match=message):
+        tiny[1](tmp_path / "other")
 
 
 @pytest.mark.parametrize("step", [3, 4, 5, 7])  # three an epoch, from 0
@@ -193,6 +217,87 @@ def test_a_disk_that_is_full_at_a_save_costs_what_came_after_the_one_before(tiny
     run = RunDir(tmp_path / "stopped")
     assert [is_whole(file) for file in run.path.glob("checkpoints/*")] == [True] * [0, 2, 3][number - 1]
     assert flat(result(call(run.path))) == flat(result(whole))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_pictures_may_move_between_a_stop_and_its_resume(tiny, tmp_path, photos, caplog, old):
+    _, call = tiny
+    whole, moved = call(tmp_path / "whole"), tmp_path / "another disk"
+    with pytest.raises(Stopped):
+        call(tmp_path / "stopped", 7)
+    run = RunDir(tmp_path / "stopped")
+    if old:
+        run.digests.unlink()  # as a run of an older version
+    photos.rename(moved)
+    with pytest.raises(UserError, match=r"my phötos: the pictures of .* are not there; if they have moved, .*--data"):
+        call(run.path)
+    call(run.path, data=str(moved))
+    assert without_data(run) == without_data(whole)
+    assert run.recipe == replace(whole.recipe, data=str(moved))
+    assert "goes on with" not in caplog.text
+
+
+def without_data(run):
+    rows, *checkpoints = result(run)
+    return rows, *(flat({**content, "recipe": {**content["recipe"], "data": ""}}) for content in checkpoints)
+
+
+def test_other_pictures_under_the_same_names_have_not_moved(tiny, tmp_path, photos):
+    _, call = tiny
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 7)
+    others = tmp_path / "others"
+    shutil.copytree(photos, others)
+    Image.new("RGB", (40, 50), "white").save(others / "red apple" / "3.jpg")
+    with pytest.raises(UserError, match=r"1 pictures are not what they were when .* began: red apple/3\.jpg; give"):
+        call(tmp_path / "run", data=str(others))
+    (others / "red apple" / "3.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of its pictures are not in .*others: red apple/3\.jpg; if they have moved"):
+        call(tmp_path / "run", data=str(others))
+    assert RunDir(tmp_path / "run").recipe.data == str(photos)
+
+
+def test_a_resume_that_cannot_give_the_same_bits_says_why_and_keeps_it(tiny, tmp_path, photos, caplog):
+    _, call = tiny
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 3)
+    run, threads = RunDir(tmp_path / "run"), torch.get_num_threads()
+    began = run.environment
+
+    def said():
+        lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        caplog.clear()
+        return lines
+
+    said()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads + 1)
+        with pytest.raises(Stopped):
+            call(run.path, 2)
+    why = "it ends close to where it would have, but not with the same bits"
+    assert said() == [f"{run.path}: goes on with threads {threads + 1} (was {threads}): {why}"]
+    Image.new("RGB", (40, 50), "white").save(photos / "red apple" / "3.jpg")
+    call(run.path)
+    assert said() == [
+        f"--data {photos}: 1 pictures are not what they were when {run.path} began: red apple/3.jpg",
+        f"{run.path}: goes on with 1 pictures changed: {why}",
+    ]
+    kept = run.environment
+    reasons = [line.partition(": ")[2] for line in kept.pop("resumed")]
+    assert reasons == [f"threads {threads + 1} (was {threads})", "1 pictures changed"]
+    assert kept == began
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"resumed": 5, "packages": 7, "precision": []}'])
+def test_a_resume_needs_no_environment(tiny, tmp_path, caplog, content):
+    _, call = tiny
+    whole = call(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 3)
+    (tmp_path / "run" / "environment.json").write_text(content)
+    assert flat(result(call(tmp_path / "run"))) == flat(result(whole))
+    assert "run: goes on with " in caplog.text
+    assert len(RunDir(tmp_path / "run").environment["resumed"]) == 1
 
 
 def test_a_finished_run_resumed_does_nothing_and_says_so(tiny, tmp_path, caplog):
@@ -263,6 +368,118 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tiny, tmp_path
     assert run.history == history
 
 
+LOSSES = {
+    "the last row": lambda text: text[: text.rstrip("\n").rindex("\n") + 1],
+    "the first row": lambda text: text[text.index("\n") + 1 :],
+    "all": lambda text: "",
+    "the file": None,
+    "a number": lambda text: text.replace('"val_accuracy": ', '"val_accuracy": 1', 1),
+    "a line": lambda text: "\0" * 99 + "\n" + text[text.index("\n") + 1 :],
+    "half a line": lambda text: text[:-20],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("look", [12, 10**9])  # inside the third epoch of three, and finished
+def test_what_the_history_has_lost_is_written_again_and_said(tiny, tmp_path, caplog, loss, look):
+    _, call = tiny
+    whole = call(tmp_path / "whole")
+    with nullcontext() if look > 12 else pytest.raises(Stopped):
+        call(tmp_path / "run", look)
+    run = RunDir(tmp_path / "run")
+    history = run.path / "history.jsonl"
+    text = history.read_text()
+    history.write_text(LOSSES[loss](text)) if LOSSES[loss] else history.unlink()
+    call(run.path)
+    assert flat(result(run)) == flat(result(whole))
+    assert history.read_text().startswith(text)
+    [line] = [record.message for record in caplog.records if "history.jsonl" in record.message]
+    assert f"{history} was damaged: its {text.count(chr(10))} epochs are written again from {run.last}" in line
+
+
+def change_checkpoint(file, change):
+    content = torch.load(file)
+    change(content)
+    torch.save(content, file)
+
+
+def test_what_an_old_checkpoint_cannot_bring_back_is_said(tiny, tmp_path, caplog):
+    _, call = tiny
+    whole = call(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 12)
+    run = RunDir(tmp_path / "run")
+    for file in (run.last, run.best, run.previous):
+        change_checkpoint(file, lambda content: content.pop("history"))
+    history = run.path / "history.jsonl"
+    history.write_text(LOSSES["the first row"](history.read_text()))
+    call(run.path)
+    assert [row["epoch"] for row in run.history] == [2, 3]
+    assert f"history.jsonl has lost 1 of 2 epochs, which {run.last} does not know either" in caplog.text
+    assert flat(torch.load(run.last)["model"]) == flat(torch.load(whole.last)["model"])
+
+
+def test_a_run_of_before_the_history_was_in_its_checkpoints_goes_on_to_the_same_bits(tiny, tricks, tmp_path, caplog):
+    _, call = tiny
+    whole = call(tmp_path / "whole", **tricks)
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 8, **tricks)
+    run = RunDir(tmp_path / "run")
+    change_checkpoint(run.last, lambda content: content.pop("history"))
+    caplog.clear()
+    assert flat(result(call(run.path, **tricks))) == flat(result(whole))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("what", ["gone", "another", "damaged", "gone for good"])
+def test_best_is_the_best_epochs_after_a_power_cut_too(tiny, tmp_path, caplog, what):
+    """Between last.pt and best.pt there is an instant, and a disk may lose what it has not flushed."""
+    _, call = tiny
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 7)  # in the second epoch
+    run = RunDir(tmp_path / "run")
+    best = torch.load(run.best)
+    assert torch.load(run.previous)["trainer"]["iteration"] == best["trainer"]["iteration"] == 3
+    whole = run.best.read_bytes()
+    run.best.unlink()  # which may be another name of previous.pt
+    if what == "damaged":
+        run.best.write_bytes(whole[:-900])
+    elif what == "another":
+        shutil.copy(run.last, run.best)
+    elif what == "gone for good":
+        run.previous.unlink()
+    with pytest.raises(Stopped):
+        call(run.path, 2)
+    if what == "gone for good":
+        assert f"{run.best} is not of epoch 1, the best one, whose checkpoint is lost" in caplog.text
+    else:
+        assert flat(torch.load(run.best)) == flat(best)
+        assert "lost" not in caplog.text
+
+
+def test_a_row_is_on_the_disk_before_its_checkpoint_and_a_run_before_its_first_step(tiny, tmp_path, monkeypatch):
+    _, call = tiny
+    flushed, fsync = [], os.fsync
+
+    def watched(handle):
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    replace = Path.replace
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "replace", lambda path, to: (flushed.append(f"{to.name} written"), replace(path, to)))
+    run = call(tmp_path / "new" / "run", epochs=1)
+    places = {name: flushed.index(name) for name in ("recipe.json written", "last.pt written")}
+    for name in ("split.csv", "skipped.csv", "classes.json", "environment.json"):
+        assert flushed.index(f"{name} written") < places["recipe.json written"]
+    for folder in (run.path, run.path.parent, tmp_path):
+        assert folder in flushed[: places["recipe.json written"]]
+    assert run.path in flushed[places["recipe.json written"] :]  # and that is where recipe.json is
+    row = flushed.index(run.path / "history.jsonl")
+    assert places["recipe.json written"] < row < places["last.pt written"]
+    assert run.path in flushed[row : places["last.pt written"]]  # where the new file is
+
+
 def test_a_checkpoint_of_other_classes_is_not_gone_on_from(tiny, tmp_path):
     _, call = tiny
     run = call(tmp_path / "run")
@@ -289,6 +506,92 @@ def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tricks, tmp_path
     assert {**numbers, **json.loads((run.path / "eval-val.json").read_text())} == json.loads(
         (run.path / "eval-val.json").read_text()
     )
+
+
+def test_an_evaluation_is_labelled_by_what_was_loaded_whatever_bears_its_name_later(tiny, tmp_path, monkeypatch):
+    machine, call = tiny
+    run = call(tmp_path / "run")
+    before = torch.load(run.best)["trainer"]["iteration"]
+    fingerprint = plumage.engine.evaluate.fingerprint
+
+    def replace_it(model):
+        change_checkpoint(run.best, lambda content: content["trainer"].update(iteration=8))
+        return fingerprint(model)
+
+    monkeypatch.setattr(plumage.engine.evaluate, "fingerprint", replace_it)
+    evaluated = evaluate(run, *machine, "best")
+    assert evaluated.iteration == before
+    assert json.loads((run.path / "eval-val.json").read_text())["iteration"] == before
+
+
+def test_two_halves_of_two_evaluations_are_none_and_one_of_before_they_were_named_is(tiny, tmp_path):
+    machine, call = tiny
+    run = call(tmp_path / "run")
+    file, archive = run.path / "eval-val.json", run.path / "eval-val.npz"
+    pictures = len(run.split.read_text().splitlines()) - 1
+    evaluate(run, *machine, "best")
+    first = file.read_text()
+    assert read_evaluation(run, 3, pictures).accuracy == json.loads(first)["accuracy"]
+    evaluate(run, *machine, "last")
+    second = file.read_text()
+    for other in (first, second.replace('"id"', '"no"')):
+        file.write_text(other)
+        with pytest.raises(UserError, match=r"another evaluation than eval-val.json\): python main.py eval .* anew"):
+            read_evaluation(run, 3, pictures)
+    with np.load(archive) as content:
+        np.savez(archive, **{name: content[name] for name in content if name != "id"})
+    assert read_evaluation(run, 3, pictures).iteration == 9
+    file.write_text(second)
+    with pytest.raises(UserError, match="another evaluation"):
+        read_evaluation(run, 3, pictures)
+
+
+@pytest.mark.parametrize("kind", ["a bomb", "a member of its own", "more classes"])
+def test_an_evaluation_unpacks_to_no_more_than_its_run_has(tiny, tmp_path, monkeypatch, kind):
+    machine, call = tiny
+    run = call(tmp_path / "run")
+    evaluate(run, *machine, "best")
+    archive = run.path / "eval-val.npz"
+    with np.load(archive) as content:
+        arrays = dict(content)
+    if kind == "a bomb":
+        np.savez_compressed(archive, **{**arrays, "logits": np.zeros((10**6, 3), np.float32)})
+    elif kind == "more classes":
+        np.savez(archive, **{**arrays, "logits": np.zeros((12, 10**5), np.float32)})
+    else:
+        with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as more:
+            more.writestr("other.npy", bytes(10**7))
+    tracemalloc.start()
+    with (
+        nullcontext() if kind == "a member of its own" else pytest.raises(UserError, match=r"eval-val\.npz is damaged")
+    ):
+        read_evaluation(run, 3, 30)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+def test_links_under_names_that_can_be_foreseen_are_not_followed(tiny, tmp_path):
+    machine, call = tiny
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    run = RunDir(tmp_path / "run")
+    written = ["recipe.json", "classes.json", "environment.json", "split.csv", "skipped.csv", "history.jsonl"]
+    written += [
+        "eval-val.json",
+        "eval-val.npz",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "checkpoints/previous.pt",
+    ]
+    run.last.parent.mkdir(parents=True)
+    (run.path / ".lock").touch()  # as a training leaves it that was killed as it began
+    for name in written:
+        for end in (".tmp", ".tmp.npz", ".new", ".part", "~"):
+            (run.path / f"{name}{end}").symlink_to(precious)
+    call(run.path)
+    evaluate(run, *machine, "best")
+    assert precious.read_text() == "precious"
+    assert not any((run.path / name).is_symlink() for name in written)
 
 
 def test_the_seed_decides_everything(tiny, tmp_path):
