@@ -1,9 +1,10 @@
 """What happens beside the steps: small handlers, and plain functions, which the handlers of train.py put in order."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time, thread_time
 from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
@@ -19,14 +20,24 @@ from plumage.hardware.processes import any_process
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+log = logging.getLogger("plumage")
+
+CLOCKS = (perf_counter, thread_time, process_time)
+
 
 def attach_learning_rate(trainer: Engine, optimizer: torch.optim.Optimizer, rate: Callable[[int], float]) -> None:
-    """Set each group's rate before a step: ``lr_scale`` times ``rate`` of the 0-based iteration. No state is kept."""
+    """Set each group's rate before a step: ``lr_scale`` times ``rate`` of the 0-based iteration. No state is kept.
+
+    Where training goes on, it begins with the rate of the last step, which an epoch's end may have yet to record.
+    """
 
     @trainer.on(Events.ITERATION_STARTED)
     def set_rate() -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["lr_scale"] * rate(trainer.state.iteration - 1)
+
+    if trainer.state.iteration:
+        set_rate()
 
 
 def attach_freezing(trainer: Engine, model: nn.Module, head: nn.Module, epochs: int) -> None:
@@ -65,6 +76,43 @@ def attach_progress(
         return True
 
     bar.attach(engine, output_transform=lambda out: show(), event_name=Events.ITERATION_COMPLETED(event_filter=due))
+
+
+def attach_busy_notice(trainer: Engine, share: float, clocks: Sequence[Callable[[], float]] = CLOCKS) -> None:
+    """Say once where other work has the cores on which one process trains alone: its threads wait for each other.
+
+    share: how many seconds the process may compute in one. clocks: of the wall, this thread and the process, in
+    seconds. A step is slow that takes twice its own thread's time, while the process, whose other threads decode and
+    write, does not compute that much either. Steps below 20 ms wait for Python more than for a core. Of a dozen steps
+    and ten seconds, two thirds have to be slow: compiling, or a process that was halted, makes a few steps so.
+    """
+    begun: list[float] = []
+    ratios: list[float] = []
+    seconds, told = 0.0, False
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def start() -> None:
+        begun[:] = [clock() for clock in clocks]
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def stop() -> None:
+        nonlocal seconds, told
+        if told:
+            return
+        wall, own, all_threads = (clock() - then for clock, then in zip(clocks, begun, strict=True))
+        slow = wall > 0.02 and own < wall / 2 and all_threads < 0.6 * share * wall
+        ratios.append(wall / max(own, 1e-3) if slow else 1)
+        seconds += wall
+        if len(ratios) < 12 or seconds < 10:
+            return
+        typical = sorted(ratios)[len(ratios) // 3]
+        if told := typical > 1:
+            log.warning(
+                f"the cores are shared with other work: a step takes {typical:.1f} times its own computing time; "
+                "end that work, or stop this and go on with OMP_NUM_THREADS=1 and --resume: one thread suffers less"
+            )
+        ratios.clear()
+        seconds = 0.0
 
 
 def stop_if_signalled(signals: StopSignals, save: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from plumage import main
+from plumage.errors import STOPS
 
 ROOT = Path(main.__file__).parent
 CLIPART = ROOT.parent / "shared" / "data" / "clipart"
@@ -38,7 +39,7 @@ def draw_photos(folder: Path, each: int = 10) -> None:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

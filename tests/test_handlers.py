@@ -9,7 +9,13 @@ from ignite.metrics import Loss
 from torch import nn
 
 from plumage.engine.checkpoint import Saver, TrainingState
-from plumage.engine.handlers import attach_ema, attach_freezing, attach_learning_rate, attach_progress
+from plumage.engine.handlers import (
+    attach_busy_notice,
+    attach_ema,
+    attach_freezing,
+    attach_learning_rate,
+    attach_progress,
+)
 from plumage.engine.metrics import check_weights
 from plumage.engine.schedule import learning_rate
 from plumage.engine.signals import StopSignals
@@ -252,7 +258,7 @@ def test_it_is_saved_at_each_epochs_end_and_inside_when_the_time_has_come(run):
 def test_the_time_has_come_when_the_last_save_is_so_many_minutes_ago(run, monkeypatch):
     clock = 100.0
     monkeypatch.setattr("plumage.engine.checkpoint.perf_counter", lambda: clock)
-    with Saver(toy_state([1.0]), run, minutes=2) as saver:
+    with Saver(toy_state([1.0]), run, run.history, minutes=2) as saver:
         clock = 219.0
         assert not saver.is_due()
         clock = 220.0
@@ -341,3 +347,42 @@ def test_progress_is_silent_where_nobody_looks(capsys):
     attach_progress(trainer, "training", 8, 1)
     trainer.run([0, 0, 0])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "says"),
+    [
+        ([(3.1, 1, 1.5)] * 12, 2, "3.1 times"),
+        ([(3.1, 1, 1.5)] * 11, 2, None),
+        ([(0.31, 0.1, 0.15)] * 32, 2, None),  # not ten seconds
+        ([(0.31, 0.1, 0.15)] * 33, 2, "3.1 times"),
+        ([(1, 1, 1)] * 30 + [(3.1, 1, 1.5)] * 90, 2, "3.1 times"),
+        ([(3.1, 1, 1.5), (3.1, 1, 1.5), (1, 1, 2)] * 4, 2, "3.1 times"),
+        ([(1, 1, 2)] * 300, 2, None),  # a quiet machine, where a thread waits by computing
+        ([(1.4, 1, 1.7)] * 300, 2, None),  # or asleep
+        ([(60, 1, 2)] * 4 + [(1, 1, 2)] * 44, 2, None),  # compiling, or halted by Ctrl-Z
+        ([(0.019, 0.005, 0.005)] * 300, 2, None),  # a tiny network, which waits for the interpreter
+        ([(3, 1, 5)] * 300, 2, None),  # its own threads decode
+        ([(4, 1, 1)] * 300, 0.25, None),  # a container with a quarter of a core, which it gets
+        ([(8, 1, 1)] * 300, 0.25, "8.0 times"),  # and with half of that
+    ],
+)
+def test_a_busy_machine_is_told_once(steps, share, says, caplog):
+    """Each step's seconds of the wall, of its thread and of all threads."""
+    now = [0.0, 0.0, 0.0]
+
+    def step(engine, batch):
+        now[:] = [before + taken for before, taken in zip(now, batch, strict=True)]
+
+    trainer = Engine(step)
+    clocks = [lambda number=number: now[number] for number in range(3)]
+    attach_busy_notice(trainer, share, clocks)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def save():
+        now[0] += 1000  # which is no part of a step
+
+    trainer.run(steps)
+    told = [record.message for record in caplog.records]
+    assert len(told) == (says is not None)
+    assert not says or says in told[0]
