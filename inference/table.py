@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from plumage.errors import UserError
+from plumage.tables import plain, row_writer
 
 log = logging.getLogger("plumage")
 
@@ -61,17 +62,20 @@ class Table:
         return values
 
     def writer(self, out: TextIO) -> Callable[[str, np.ndarray | None], None]:
-        """Return a function that writes a picture's row and takes what ``row`` takes; a CSV gets its header at once."""
+        """Return a function that writes a picture's row and takes what ``row`` takes; a CSV gets its header at once.
+
+        JSON has names exactly, a CSV as ``row_writer`` writes them.
+        """
         header, classes = self.header, self.classes if self.probabilities else []
-        lines = csv.writer(out, lineterminator="\n")
+        write_row = row_writer(out, "\n")
         if self.form == "csv":
-            lines.writerow(header + classes)
+            write_row(header + classes)
 
         def write(path: str, probabilities: np.ndarray | None) -> None:
             row = self.row(path, probabilities)
             of_classes = [None if probabilities is None else rounded(probabilities[k]) for k in range(len(classes))]
             if self.form == "csv":
-                lines.writerow(row + of_classes)
+                write_row(row + of_classes)
                 return
             named = dict(zip(header, row, strict=True))
             if classes:
@@ -112,14 +116,16 @@ def rounded(probability: float) -> float:
 def read_order(file: Path, known: Container[str], column: str) -> list[str]:
     """Return the pictures that ``file`` names, line by line: the whole line if it is in ``known``, else its first cell.
 
-    The first line is a header if it names no picture and has several columns, or if it is ``column``.
+    A cell that is not in ``known`` counts as what it was before ``row_writer`` wrote it. The first line is a header if
+    it names no picture and has several columns, or if it is ``column``.
     """
     try:
         lines = [line for line in file.read_text("utf-8-sig", "surrogateescape").split("\n") if line.strip()]
-        names = [line if line in known else next(csv.reader([line]))[0] for line in lines]
+        cells = [line if line in known else next(csv.reader([line]))[0] for line in lines]
+        names = [cell if cell in known else plain(cell) for cell in cells]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--order {file}: cannot be read: {error}") from error
-    if lines and names[0] not in known and (names[0] != lines[0].strip('"') or names[0] == column):
+    if lines and names[0] not in known and (cells[0] != lines[0].strip('"') or cells[0] == column):
         names = names[1:]
     if not names:
         raise UserError(f"--order {file}: names no pictures; give a list of them, or a sample submission")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from plumage.engine.schedule import learning_rate
+from plumage.errors import visible
 from plumage.report import statistics
 from plumage.report.reading import Run
 
@@ -17,13 +18,17 @@ INK = "#404040"
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without those that are too pale for lines.
 BLUE, ORANGE, *_ = COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", ":", "-.")
+MATRIX = 400  # classes: a matrix of more has cells that nobody can tell apart, and memory for their square
+BARS = 1000
 
 
 def single_run(run: Run) -> dict[str, Figure]:
     """Return, by name, the figures of one run that its files suffice for."""
     figures = {"classes": images_per_class(run), **several_runs([run])}
     if run.evaluation:
-        figures |= {"calibration": reliability(run), "confusion": confusions(run)}
+        figures["calibration"] = reliability(run)
+    if run.evaluation and len(run.classes) <= MATRIX:
+        figures["confusion"] = confusions(run)
     return figures
 
 
@@ -40,9 +45,12 @@ def several_runs(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def images_per_class(run: Run) -> Figure:
+    """Draw how many pictures the classes have; of more than BARS, classes at even distances in that order."""
     figure, axes = _axes("class, most pictures first", "pictures")
     train, val = run.counts("train"), run.counts("val")
-    order, edges = np.argsort(-(train + val), kind="stable"), np.arange(len(train) + 1) + 0.5
+    classes, bars = len(run.classes), min(len(run.classes), BARS)
+    shown = np.linspace(0, classes - 1, bars).round().astype(int)
+    order, edges = np.argsort(-(train + val), kind="stable")[shown], np.linspace(0.5, classes + 0.5, bars + 1)
     axes.stairs(train[order], edges, fill=True, color=BLUE, label="training")
     both = (train + val)[order]
     axes.stairs(both, edges, baseline=train[order], fill=True, color=ORANGE, label="validation")
@@ -146,7 +154,9 @@ def confusions(run: Run) -> Figure:
     assert run.evaluation
     evaluation, classes = run.evaluation, len(run.classes)
     order = statistics.similar_order(evaluation.logits, evaluation.labels)
-    matrix = statistics.confusion_matrix(evaluation.labels, evaluation.predictions, classes)[np.ix_(order, order)]
+    pairs, matrix = statistics.count_pairs(evaluation.labels, evaluation.predictions, classes), np.zeros((classes,) * 2)
+    matrix[pairs.true, pairs.predicted] = pairs.pictures
+    matrix = matrix[np.ix_(order, order)]
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     times = max(1, 600 // classes)  # enlarged here, since browsers would blur it
     enlarged, edges = percent.repeat(times, 0).repeat(times, 1), (0.5, classes + 0.5, classes + 0.5, 0.5)
@@ -165,7 +175,8 @@ def confusions(run: Run) -> Figure:
 
 def label_of(number: int, run: Run) -> str:
     """Return the name of a run among several, in characters that every font has."""
-    name = run.name if len(run.name) <= 30 else run.name[:27] + "..."
+    name = visible(run.name)
+    name = name if len(name) <= 30 else name[:27] + "..."
     return f"{number} {name.encode('ascii', 'replace').decode()}".replace("$", r"\$")
 
 

@@ -23,6 +23,8 @@ from plumage.rundir.evaluation import Evaluation
 
 log = logging.getLogger("plumage")
 
+MOST_CLASSES, MOST_PAIRS = 1000, 15  # rows of a table: of ten thousand, nobody reads the best
+
 
 def write_report(paths: Sequence[Path], file: Path) -> None:
     """Write one HTML page about the runs at ``paths``: of one, whose figures also go to its figures/, or a comparison.
@@ -42,7 +44,7 @@ def write_report(paths: Sequence[Path], file: Path) -> None:
         except OSError as error:
             log.warning(f"{run.path}: no figures/ there: {error.strerror}")
         page = run_page(run, drawn)
-    write_text(file, page.encode("utf-8", "replace").decode())  # a file's name may be no text
+    write_text(file, page)
 
 
 def run_page(run: Run, drawn: dict[str, Figure]) -> str:
@@ -70,6 +72,7 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, object]]:
     facts = {name: value for name, value in environment.items() if name not in ("command", "packages")}
     packages = environment.get("packages")
     facts |= packages if isinstance(packages, dict) else {}
+    facts |= {name: "; ".join(map(str, value)) for name, value in facts.items() if isinstance(value, list)}
     return [(name.replace("_", " "), "none" if value is None else value) for name, value in facts.items()]
 
 
@@ -86,31 +89,35 @@ def evaluation_values(run: Run, evaluation: Evaluation) -> dict[str, object]:
     logits, labels = evaluation.logits, evaluation.labels
     temperature = best_temperature(logits, labels)
     samples = evaluation.pictures.get("samples", ((), ()))
-    confusions = statistics.confusion_matrix(labels, evaluation.predictions, len(run.classes))
     return {
         "samples": [(pixels, run.classes[labels[row]]) for pixels, row in zip(*samples, strict=True)],
         "theoretical_gap": statistics.theoretical_gap(len(run.classes), run.recipe.smoothing),
         "temperature": temperature,
-        "nll": (nll(logits, labels), nll(logits / temperature, labels)),
-        "worst_classes": class_rows(run, confusions),
-        "confusions": confusion_rows(run, confusions),
+        "nll": (nll(logits, labels), nll(logits, labels, temperature)),
+        "worst_classes": class_rows(run, evaluation)[:MOST_CLASSES],
+        "validated_classes": len(np.unique(labels)),
+        "confusions": confusion_rows(run, evaluation),
         "mistakes": mistakes(run, evaluation),
     }
 
 
-def class_rows(run: Run, confusions: np.ndarray) -> list[tuple[object, ...]]:
+def class_rows(run: Run, evaluation: Evaluation) -> list[tuple[object, ...]]:
     """Return (class, accuracy, how many are right, training pictures) of every validated class, the worst first."""
-    counts, right, train = confusions.sum(axis=1), confusions.diagonal(), run.counts("train")
-    accuracy = right / np.maximum(counts, 1)
+    labels, right = evaluation.labels, evaluation.right
+    counts, right = (np.bincount(of, minlength=len(run.classes)) for of in (labels, labels[right]))
+    accuracy, train = right / np.maximum(counts, 1), run.counts("train")
     order = sorted(np.flatnonzero(counts), key=lambda k: (accuracy[k], -counts[k]))
     return [(run.classes[k], f"{accuracy[k]:.1%}", f"{right[k]} of {counts[k]}", train[k]) for k in order]
 
 
-def confusion_rows(run: Run, confusions: np.ndarray) -> list[tuple[str, str, str]]:
-    """Return (true class, predicted class, pictures) of all pairs that were confused, the most frequent first."""
-    counts = confusions.sum(axis=1)
-    pairs = sorted(zip(*np.nonzero(confusions), strict=True), key=lambda pair: -confusions[pair])
-    return [(run.classes[i], run.classes[j], f"{confusions[i, j]} of {counts[i]}") for i, j in pairs if i != j]
+def confusion_rows(run: Run, evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Return (true class, predicted class, pictures) of the pairs that were confused most, at most MOST_PAIRS."""
+    names, counts = run.classes, np.bincount(evaluation.labels)
+    pairs = statistics.count_pairs(evaluation.labels, evaluation.predictions, len(names))
+    wrong = np.flatnonzero(pairs.true != pairs.predicted)
+    most = wrong[np.argsort(-pairs.pictures[wrong], kind="stable")][:MOST_PAIRS]
+    rows = zip(*(column[most] for column in pairs), strict=True)
+    return [(names[i], names[j], f"{count} of {counts[i]}") for i, j, count in rows]
 
 
 def mistakes(run: Run, evaluation: Evaluation) -> list[tuple[np.ndarray, str, str, str, float]] | None:
@@ -121,7 +128,7 @@ def mistakes(run: Run, evaluation: Evaluation) -> list[tuple[np.ndarray, str, st
     if "thumbnails" not in evaluation.pictures:
         return None
     thumbnails, rows = evaluation.pictures["thumbnails"]
-    confidences = np.exp(log_softmax(evaluation.logits[rows]).max(axis=1))
+    confidences = np.exp(log_softmax(evaluation.logits[rows].astype(np.float64)).max(axis=1))
     files = [run.validated[row][0] for row in rows]
     labels, predictions = ([run.classes[k] for k in of[rows]] for of in (evaluation.labels, evaluation.predictions))
     return list(zip(thumbnails, files, labels, predictions, confidences, strict=True))

@@ -1,6 +1,6 @@
 """Read from run directories what a report is made of. A damaged file is a UserError that names it."""
 
-from collections import Counter
+from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,25 +9,32 @@ from typing import Any
 import numpy as np
 
 from plumage.errors import UserError
-from plumage.files import read_object, read_table
+from plumage.files import read_object
 from plumage.recipe import Recipe
 from plumage.rundir.choose import find_run
 from plumage.rundir.evaluation import Evaluation, read_evaluation
 from plumage.rundir.history import History
+from plumage.tables import read_table
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
 
 
 @dataclass(frozen=True)
 class Run:
-    """split: (path, class name, "train" or "val"). skipped: (path, reason). evaluation: None before `eval`."""
+    """What the files of a run hold.
+
+    files, labels, validates: of each row of split.csv its path, its class, (n,) int64, and whether it is held out,
+    (n,) bool. skipped: (path, reason). evaluation: None before `eval`.
+    """
 
     path: Path
     recipe: Recipe
     environment: dict[str, Any]
     classes: list[str]
     history: History
-    split: list[tuple[str, ...]]
+    files: list[str]
+    labels: np.ndarray
+    validates: np.ndarray
     skipped: list[tuple[str, ...]]
     evaluation: Evaluation | None
 
@@ -60,13 +67,13 @@ class Run:
 
     def counts(self, side: str) -> np.ndarray:
         """Return (K,) int64: how many pictures of each class are on this side of the split, "train" or "val"."""
-        counts = Counter(label for _, label, of in self.split if of == side)
-        return np.array([counts[name] for name in self.classes])
+        return np.bincount(self.labels[self.validates == (side == "val")], minlength=len(self.classes))
 
     @cached_property
-    def validated(self) -> list[tuple[str, ...]]:
-        """The rows of ``split`` that were evaluated, in order: two runs that share them are compared in pairs."""
-        return [self.split[index] for index in self.evaluation.indices] if self.evaluation else []
+    def validated(self) -> list[tuple[str, str]]:
+        """(path, class name) of what was evaluated, in order: two runs that share them are compared in pairs."""
+        rows = self.evaluation.indices if self.evaluation else ()
+        return [(self.files[row], self.classes[self.labels[row]]) for row in rows]
 
 
 def read_run(path: Path) -> Run:
@@ -76,9 +83,20 @@ def read_run(path: Path) -> Run:
     for row in history:
         if bad := [name for name in NUMBERS if type(row.get(name)) not in (int, float)]:
             raise UserError(f"{path / 'history.jsonl'} is damaged: epoch {row['epoch']} has no {bad[0]}")
-    split = [tuple(row) for _, row in read_table(run.split, ("path", "label", "split"))]
-    if unknown := {label for _, label, _ in split} - set(classes):
-        raise UserError(f"{run.split} is damaged: {unknown.pop()!r} is no class of the run")
+    files, labels, validates = read_split(run.split, classes)
     skipped = [tuple(row) for _, row in read_table(run.skipped, ("path", "reason"))]
-    evaluation = read_evaluation(run, len(classes), len(split))
-    return Run(path, run.recipe, read_object(path / "environment.json"), classes, history, split, skipped, evaluation)
+    evaluation, environment = read_evaluation(run, len(classes), len(files)), read_object(path / "environment.json")
+    return Run(path, run.recipe, environment, classes, history, files, labels, validates, skipped, evaluation)
+
+
+def read_split(file: Path, classes: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return files, labels and validates as ``Run`` has them: of a million rows, three lists of texts would be much."""
+    number = {name: index for index, name in enumerate(classes)}
+    files, labels, validates = list[str](), array("q"), array("b")
+    for line, (path, name, side) in read_table(file, ("path", "label", "split")):
+        if name not in number or side not in ("train", "val"):
+            raise UserError(f"{file}, line {line}: needs a class of the run, and train or val")
+        files.append(path)
+        labels.append(number[name])
+        validates.append(side == "val")
+    return files, np.array(labels, np.int64), np.array(validates, bool)

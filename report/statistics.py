@@ -1,6 +1,6 @@
 """What a report and an ablation say beyond accuracy. Imports no torch.
 
-Logits are (n, K) float64, labels and predictions (n,) int64, and ``right`` is (n,) bool: which predictions are.
+Logits are (n, K), labels and predictions (n,) int64, and ``right`` is (n,) bool: which predictions are.
 """
 
 from collections.abc import Mapping
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, log, sqrt
 from statistics import mean, stdev
+from typing import NamedTuple
 
 import numpy as np
 
-from plumage.inference.calibration import log_softmax
+from plumage.inference.calibration import log_softmax, parts
 
 # Student's t: the 97.5 % quantiles of 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
 T_975 = (
@@ -35,9 +36,18 @@ def theoretical_gap(classes: int, smoothing: float) -> float | None:
     return log((classes - 1) * (1 - smoothing) / smoothing) if smoothing else None
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Return (K, K) int64: how many pictures of class i (row) were taken for class j (column)."""
-    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+class Pairs(NamedTuple):
+    """The pairs that occur, (p,) int64 each: true class, predicted class, and how many pictures."""
+
+    true: np.ndarray
+    predicted: np.ndarray
+    pictures: np.ndarray
+
+
+def count_pairs(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Pairs:
+    """Count the pairs of true and predicted class, in their order: all of K² would be too many of many classes."""
+    pairs, pictures = np.unique(labels.astype(np.int64) * classes + predictions, return_counts=True)
+    return Pairs(*np.divmod(pairs, classes), pictures)
 
 
 def similar_order(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -47,7 +57,8 @@ def similar_order(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     classes = logits.shape[1]
     confused = np.zeros((classes, classes))
-    np.add.at(confused, labels, np.exp(log_softmax(logits)))
+    for part, of in parts(logits, labels):
+        np.add.at(confused, of, np.exp(log_softmax(part)))
     confused /= np.maximum(np.bincount(labels, minlength=classes), 1)[:, None]
     confused += confused.T
     chain, left = [0], list(range(1, classes))

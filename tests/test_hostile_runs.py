@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -155,7 +156,8 @@ NAMES = [
     "'; DROP TABLE",
     " space ",
 ]
-NAMES += ["=1+1", "${HOME}`id`", "back\\slash", "\x1b[31mred", "non-\udcff-text"]
+NAMES += ["=1+1", "${HOME}`id`", "back\\slash", "\x1b[31mred", "non-\udcff-text", "\u202eturned", "bell\a\x9b"]
+OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def test_any_name_survives_every_file(cli, tmp_path):
@@ -166,8 +168,8 @@ def test_any_name_survives_every_file(cli, tmp_path):
         for number in range(2):
             Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(root / name / f"{name}{number}.png")
     (root / NAMES[2] / f"broken{NAMES[2]}.png").touch()
-    code, _, err = cli("train", "--data", root, *TINY, "--epochs", "1", "--run", tmp_path / "-r,\n")
-    assert code == 0, err
+    code, _, said = cli("train", "--data", root, *TINY, "--epochs", "1", "--run", tmp_path / "-r,\n")
+    assert code == 0, said
     run = RunDir(tmp_path / "-r,\n")
     assert run.classes == sorted(NAMES)
     assert torch.load(run.last, weights_only=True)["classes"] == sorted(NAMES)
@@ -175,7 +177,8 @@ def test_any_name_survives_every_file(cli, tmp_path):
     assert set(again.paths) == {path for path in listed.paths if "broken" not in path}
     assert all(path.startswith(f"{run.classes[label]}/") for path, label in zip(again.paths, again.labels, strict=True))
     with run.split.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        assert {row["label"] for row in csv.DictReader(handle)} == set(NAMES)
+        labels = {row["label"] for row in csv.DictReader(handle)}
+    assert labels == {f"'{name}" if name in ("-dash", "--help", "=1+1") else name for name in NAMES}
     assert [path for path, _ in read_skipped(run.skipped)] == ["new\nline/brokennew\nline.png"]
     code, out, err = cli("eval", "--run", run.path, "--json")
     assert code == 0, err
@@ -183,3 +186,12 @@ def test_any_name_survives_every_file(cli, tmp_path):
     code, out, err = cli("eval", "--run", run.path, "--data", root, "--json")
     assert code == 0, err
     assert json.loads(out)["n"] == 2 * len(NAMES)
+    assert r'my, <i>\n"data"' in said
+    for text in (said, err, cli("eval", "--run", run.path / "\x1b[2J")[2]):
+        assert not OBEYED.search(text)
+    code, out, err = cli("report", "--force", "-o", "report.html", run.path)
+    assert code == 0, err
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not OBEYED.search(page)
+    assert r"\x1b[31mred" in page
+    assert r"\u202eturned" in page

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from plumage import load
 from plumage.errors import UserError
 from plumage.inference.predict import in_batches, read_picture
 from plumage.inference.table import Table
+from plumage.tables import plain
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +255,37 @@ def test_json_lines(predict, home, tmp_path, run):
     assert found[str(tmp_path / "z.jpg")]["label"] is None
 
 
+NAMES = ["=1+1", "-1", "@a", "ordinary", "'=b", "\x1b[2J", "7"]
+
+
+def written(names, **fields):
+    """Return what a table writes of pictures that show the classes of the same names."""
+    table, out = Table(names, **fields), io.StringIO()
+    write = table.writer(out)
+    for picture, probabilities in zip(names, np.eye(len(names)), strict=True):
+        write(picture, probabilities)
+    return out.getvalue()
+
+
+def test_a_spreadsheet_computes_no_name_and_json_has_them_exactly():
+    guarded = ["'=1+1", "-1", "'@a", "ordinary", "''=b", "\x1b[2J", "7"]
+    found = list(csv.reader(io.StringIO(written(NAMES, probabilities=True))))
+    assert found[0] == ["path", "label", "probability", *guarded]
+    assert [row[:3] for row in found[1:]] == [[name, name, "1.0"] for name in guarded]
+    found = [json.loads(line) for line in written(NAMES, form="jsonl", probabilities=True).splitlines()]
+    assert [(row["path"], row["label"], list(row["probabilities"])) for row in found] == [(n, n, NAMES) for n in NAMES]
+
+
+def test_what_was_predicted_is_an_order_too(tmp_path):
+    (tmp_path / "order.csv").write_text(written(NAMES))
+    assert Table(NAMES).arrange(sorted(NAMES), tmp_path / "order.csv") == NAMES
+    (tmp_path / "order.csv").write_text("id,label\n" + "".join(f"{name},x\n" for name in NAMES))  # by somebody else
+    assert Table(NAMES).arrange(sorted(NAMES), tmp_path / "order.csv") == NAMES
+    (tmp_path / "order.csv").write_text("'=gone\n")
+    with pytest.raises(UserError, match="1 of its 1 pictures are missing"):
+        Table(NAMES).arrange(NAMES, tmp_path / "order.csv")
+
+
 def test_what_cannot_be_read_has_no_label_and_costs_the_exit_code(predict, home, tmp_path):
     folder = tmp_path / "mixed"
     shutil.copytree(home / "val", folder)
@@ -453,3 +486,33 @@ def test_a_submission_for_unlabelled_clip_art(cli, tmp_path):
     assert [row["id"] for row in found] == [file.stem for file in files]
     assert {row["label"] for row in found} <= {folder.name for folder in (CLIPART / "labelled").iterdir()}
     assert list(found[0]) == ["id", "label"]
+
+
+def test_names_of_any_kind_are_read_from_a_folder_and_from_a_list(predict, home, tmp_path, monkeypatch):
+    """What comes from a listing means no home folder; what leads nowhere is a row without a label."""
+    monkeypatch.chdir(tmp_path)
+    picture = next((home / "val").rglob("*.jpg")).read_bytes()
+    sound = ["~", "~root", "~nosuchuser", "-", "--help", "two\nlines", "n\udcff", " ", "x" * 251]
+    Path("folder").mkdir()
+    for name in sound:
+        Path("folder", f"{name}.jpg").write_bytes(picture)
+    Path("folder", "itself.jpg").symlink_to("itself.jpg")
+    Path("folder", "nowhere.jpg").symlink_to("gone.jpg")
+    os.mkfifo("folder/pipe.jpg")
+
+    def labels_of(named):
+        code, _, err = predict(named, "-o", tmp_path / "rows.csv", "--force")
+        with (tmp_path / "rows.csv").open(newline="", errors="surrogateescape") as file:
+            return code, err, {plain(row["path"]): row["label"] for row in csv.DictReader(file)}
+
+    code, err, labels = labels_of("folder")
+    assert code == 2
+    assert "3 of 12 pictures cannot be read" in err
+    assert {path for path, label in labels.items() if label} == {f"folder/{name}.jpg" for name in sound}
+    monkeypatch.chdir("folder")
+    for names in (sound[:3], [*sound[3:5], *sound[6:]]):
+        listed = b"".join(os.fsencode(name) + b".jpg\n" for name in names)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+        code, _, labels = labels_of("-")
+        assert code == 0
+        assert labels.keys() == {f"{name}.jpg" for name in names}

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import tracemalloc
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -21,7 +23,10 @@ EVIL = [
     "line\nbreak </td></table>",
     "$x_1$ <script>alert(1)</script>",
     "günstig 鳥",
+    "\x1b[31mred\x07\x9b\r",
+    "\u202eturned\u2066\u200f",
 ]
+SHOWN = [*EVIL[:4], r"\x1b[31mred\x07\x9b\r", r"\u202eturned\u2066\u200f"]
 SECTIONS = [
     "Environment", "Data", "Model and recipe", "Learning curves", "Learning rate", "Logit gap", "Calibration",
     "Accuracy per class, worst first", "Confusions", "The most confident mistakes", "To reproduce it",
@@ -33,6 +38,8 @@ def make_run(path, names=EVIL, epochs=3, done=None, each=6, evaluate=True, seed=
     path.mkdir(parents=True)
     rng, val = np.random.default_rng(seed), each // 2
     recipe = Recipe.create({"data": "birds", "preset": "demo", "epochs": epochs, "warmup_epochs": 0.0, **options})
+    if side > recipe.crop:
+        recipe = replace(recipe, resize=side, crop=side)
     about = {"python": "3.11", "packages": {"torch": "2.6"}, "cpu": "A <CPU>", "threads": 2, "gpu": None}
     about |= {"precision": "fp32", "git_commit": "abc", "command": "python main.py train --data 'a & b'"}
     (path / "recipe.json").write_text(json.dumps(recipe.__dict__))
@@ -131,7 +138,7 @@ def test_every_section_in_its_order_and_the_numbers_of_the_files(tmp_path):
         "1.2500",
         "1.5000",
     )
-    assert (tiles["classes"], tiles["pictures"], tiles["time"]) == ("4", "36", "0:00:15")
+    assert (tiles["classes"], tiles["pictures"], tiles["time"]) == ("6", "54", "0:00:15")
     assert page.texts["pre"][0].splitlines() == ["git checkout abc", "python main.py train --data 'a & b'"]
     assert not list(run.rglob("*.tmp*"))
     names = {"classes", "loss", "accuracy", "learning-rate", "gap", "calibration", "confusion"}
@@ -142,7 +149,9 @@ def test_class_names_are_text_whatever_they_hold(tmp_path):
     run = make_run(tmp_path / "run", noise=4)
     write_report([run], run / "report.html")
     page = read(run / "report.html")
-    assert set(EVIL) < set(page.texts["td"])
+    assert set(SHOWN) < set(page.texts["td"])
+    for text in page.texts["div"]:
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
     assert "bad <file>.jpg" in page.texts["td"]
 
 
@@ -208,6 +217,28 @@ def test_two_hundred_classes_stay_small(tmp_path):
     page = read(run / "report.html")
     assert (run / "report.html").stat().st_size < 3_000_000
     assert sum(text.startswith("Species") for text in page.texts["td"]) > 200
+
+
+def test_memory_and_page_do_not_grow_with_the_square_of_the_classes(tmp_path):
+    run = make_run(tmp_path / "run", names=[f"Species of Bird {n}" for n in range(2000)], each=2, side=8, noise=2)
+    tracemalloc.start()
+    try:
+        write_report([run], run / "report.html")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2000**2  # of which its logits are half
+    page, text = read(run / "report.html"), (run / "report.html").read_text()
+    assert len(text) < 2_000_000
+    assert "The worst 1,000 of 2,000 classes." in page.texts["p"]
+    assert "Without a matrix, which is too fine to read of 2,000 classes." in page.texts["p"]
+    assert not (run / "figures" / "confusion.png").exists()
+    with np.load(run / "eval-val.npz") as content:
+        right = content["logits"].argmax(1) == content["labels"]
+    worst = page.texts["td"][page.texts["td"].index("0.0%") :: 4][:1000]
+    assert worst == ["0.0%"] * min(1000, np.count_nonzero(~right)) + ["100.0%"] * max(
+        0, 1000 - np.count_nonzero(~right)
+    )
 
 
 def test_runs_side_by_side(tmp_path):
@@ -291,8 +322,8 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     "change",
     [
         {"labels": np.arange(3)},
-        {"indices": np.full(12, 99)},
-        {"logits": np.zeros((12, 3))},
+        {"indices": np.full(18, 99)},
+        {"logits": np.zeros((18, 3))},
         {"bins": np.zeros((3, 15))},
     ],
 )
@@ -309,6 +340,7 @@ def test_the_command(tmp_path, cli):
     one, other = make_run(tmp_path / "runs" / "one"), make_run(tmp_path / "runs" / "other")
     code, out, err = cli("report", "runs/one")
     assert (code, out, err) == (0, "runs/one/report.html\n", "")
+    assert cli("report")[:3] == (0, "runs/other/report.html\n", "runs/other: the newest run\n")
     assert cli("report", one, other)[:2] == (0, f"{tmp_path / 'runs' / 'report.html'}\n")
     assert cli("report", "-o", "here.html")[0] == 0
     assert read(tmp_path / "here.html").texts["h1"] == ["other"]

@@ -26,7 +26,11 @@ def test_the_gap_in_theory():
 def test_confusions_as_scikit_learn_counts_them():
     logits, labels = outputs()
     reference = metrics.confusion_matrix(labels, logits.argmax(1), labels=range(9))
-    assert (statistics.confusion_matrix(labels, logits.argmax(1), 9) == reference).all()
+    pairs = statistics.count_pairs(labels, logits.argmax(1), 9)
+    matrix = np.zeros((9, 9), int)
+    matrix[pairs.true, pairs.predicted] = pairs.pictures
+    assert (matrix == reference).all()
+    assert len(pairs.pictures) == np.count_nonzero(reference)
 
 
 def test_similar_classes_come_side_by_side():
@@ -37,6 +41,13 @@ def test_similar_classes_come_side_by_side():
     order = statistics.similar_order(logits, labels)
     assert sorted(order) == list(range(20))
     assert np.count_nonzero(np.diff(group[order])) == 4
+
+
+def test_similar_classes_are_the_same_in_parts(monkeypatch):
+    logits, labels = outputs(scale=1.0)
+    whole = statistics.similar_order(logits, labels)
+    monkeypatch.setattr("plumage.inference.calibration.PART", 60)
+    assert (statistics.similar_order(logits, labels) == whole).all()
 
 
 def pairs(gained, lost, both):
