@@ -9,7 +9,7 @@ was killed is resumed by the same command until it ends; then every tensor and v
 saved after each step, so that many kills fall into writes. Exits with 1 where anything differs or did not resume.
 
 --signal, which may be given several times, says what it kills with instead; of several, each kill draws one. A run that
-is asked to end, by TERM, INT or USR1, has to do so with the signal's exit code.
+is asked to end, by TERM, INT, HUP or USR1, has to do so with the signal's exit code.
 
 --full-disk makes each write fail from the instant on instead (by the limit on a file's size, EFBIG for ENOSPC, which
 needs no rights but Linux): the run has to end with one line and exit code 2, every checkpoint readable, and goes on
@@ -127,14 +127,19 @@ def unequal(one: Any, other: Any, where: str) -> Iterator[str]:
 
 def contents(run: Path) -> dict[str, Any]:
     """All of a finished run that has to be the same however often it was stopped."""
-    lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    history = [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
+    history = without_timings((run / "history.jsonl").read_text(encoding="utf-8"))
     files = {name: (run / name).read_bytes() for name in ("recipe.json", "classes.json", "split.csv", "skipped.csv")}
     return {**files, "history.jsonl": history, **{f"{name}.pt": load(run, name) for name in ("best", "last")}}
 
 
 def load(run: Path, name: str) -> Any:
-    return torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
+    content = torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
+    return content | {"history": without_timings(bytes(content["history"].tolist()).decode())}
+
+
+def without_timings(history: str) -> list[dict[str, Any]]:
+    rows = map(json.loads, history.splitlines())
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 
 
 def unreadable(run: Path) -> Iterator[str]:
@@ -214,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "USR1"), action="append", help="[KILL]")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "HUP", "USR1"), action="append", help="[KILL]")
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--folder", type=Path, help="where a folder is made for the runs; those that differ stay there")
     parser.add_argument("-o", "--output", type=Path)

@@ -80,10 +80,11 @@ class Training:
 
     def __init__(self, recipe: Recipe, machine: Machine, steps: int, run: RunDir):
         state, evaluator = build(recipe, machine, CLASSES, steps * recipe.batch_size, None, None)
-        self.saver, self.run = Saver(state, run, minutes=10_000), run
+        history = run.history
+        self.saver, self.run = Saver(state, run, history, minutes=10_000), run
         attach_before_step(state)
         attach_after_step(state, evaluator, self.saver, StopSignals())
-        attach_at_epoch_end(state, lambda: VALIDATION, self.saver, run.history)
+        attach_at_epoch_end(state, lambda: VALIDATION, self.saver, history)
         for engine, label, show in ((state.trainer, "training", state.status), (evaluator, "validating", dict)):
             attach_progress(engine, label, recipe.batch_size, machine.look_every, show)
         self.trainer, self.steps, self.device = state.trainer, steps, machine.device
