@@ -122,7 +122,7 @@ def _fits(
         and classes > 1
         and (logits.shape, indices.shape, gaps.shape, bins.shape[:-1]) == ((n, classes), (n,), (n,), (3,))
         and bins[0].sum() == n
-        and all(np.isfinite(numbers).all() for numbers in (logits, gaps, bins))
+        and all(numbers.dtype.kind == "f" and np.isfinite(numbers).all() for numbers in (logits, gaps, bins))
         and all(rows.dtype.kind == "i" and ((rows >= 0) & (rows < end)).all() for rows, end in places)
         and all(
             (images.dtype, images.ndim, images.shape[:1]) == ("u1", 4, rows.shape) for images, rows in shown.values()
