@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path, PurePath
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, TextIO
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile
@@ -155,9 +156,16 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
+def check_regular(file: Path) -> None:
+    """Raise OSError where ``file`` is no regular file: opening a pipe would wait for ever."""
+    if not S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "Is no regular file", str(file))
+
+
 def read_json(file: Path) -> Any:
     """Return what a JSON file holds. Raises UserError where it cannot be read."""
     try:
+        check_regular(file)
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
@@ -180,6 +188,7 @@ def read_arrays(file: Path, most: Mapping[str, int]) -> "dict[str, np.ndarray]":
     import numpy as np  # noqa: PLC0415 (takes a tenth of a second, and --help needs none)
 
     arrays = {}
+    check_regular(file)
     with ZipFile(file) as archive:
         for name in most.keys() & {member.removesuffix(".npy") for member in archive.namelist()}:
             about = archive.getinfo(f"{name}.npy")

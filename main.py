@@ -163,7 +163,8 @@ def predict(inputs: tuple[str, ...], folder: Path | None, output: Path | None, f
     from plumage.inference import predict as inference  # noqa: PLC0415
     from plumage.inference.table import Table  # noqa: PLC0415
 
-    table = Table(run.classes, **opt.take(options, opt.TABLE_FIELDS))
+    # Who asks for an order has a program read the rows, and gave the names.
+    table = Table(run.classes, **opt.take(options, opt.TABLE_FIELDS), exact=options["order"] is not None)
     if output:
         check_output(output, force)
     paths = table.arrange(inference.list_inputs(inputs), options["order"])

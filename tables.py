@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 from plumage.errors import UserError
-from plumage.files import text_output
+from plumage.files import check_regular, text_output
 
 # What a spreadsheet computes instead of showing it, full-width signs too; and the numbers among that, which do no harm.
 FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
@@ -23,13 +24,16 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
             write(row)
 
 
-def row_writer(out: TextIO, line_end: str = "\r\n") -> Callable[[Iterable[Any]], object]:
+def row_writer(out: TextIO, line_end: str = "\r\n", exact: bool = False) -> Callable[[Iterable[Any]], object]:
     """Return a function that writes a row of CSV.
 
     Text that a spreadsheet would compute, as a class called =1+1, gets an apostrophe, which ``plain`` takes away.
+    exact: it gets none.
     """
-    write = csv.writer(out, lineterminator=line_end).writerow
-    return lambda row: write([_inert(cell) if isinstance(cell, str) else cell for cell in row])
+    # Python quotes a line end inside a cell only where it is one of lineterminator's.
+    lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + line_end))
+    write = csv.writer(lines, lineterminator="\r\n").writerow
+    return lambda row: write([_inert(cell) if isinstance(cell, str) and not exact else cell for cell in row])
 
 
 def _inert(cell: str) -> str:
@@ -48,6 +52,7 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
     Raises UserError, naming the wrong line.
     """
     try:
+        check_regular(file)
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
             lines = csv.reader(handle)
             if next(lines, None) != list(columns):

@@ -21,7 +21,7 @@ AMPLE = 3  # times the square: a JPEG is decoded at no smaller scale
 # Room for 100 megapixels of three bytes. Sparse files may be longer than any memory, and some decoders take twice that.
 MAX_BYTES = 320_000_000
 # Of what a file holds beside its pixels: Pillow makes some 50 bytes of each number there.
-MAX_HEADER, MAX_TRAILER, STREAMED = 16_000_000, 128_000_000, 65_536
+MAX_HEADER, MAX_TRAILER, STREAMED = 64_000_000, 128_000_000, 65_536
 # A file of a hundred bytes may decode to gigabytes. One such, or one that is long itself, at a time: memory does not
 # grow with the threads.
 HUGE = 25_000_000

@@ -19,7 +19,7 @@ from torch import nn
 from plumage.data.loader import epoch_length
 from plumage.engine import content as checked
 from plumage.engine.metrics import check_finite, check_weights
-from plumage.errors import UserError
+from plumage.errors import UserError, first_line
 from plumage.files import flush, written_whole
 from plumage.hardware.device import Machine
 from plumage.models.guard import check_file
@@ -195,8 +195,10 @@ def save_checkpoint(file: Path, content: dict[str, Any], previous: Path) -> None
                 torch.save(content, handle)
             if file.exists():
                 copy_checkpoint(file, previous)
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
-        raise UserError(f"{file} could not be saved ({error}); the checkpoint before it is as it was") from error
+    except (OSError, RuntimeError) as error:
+        # So torch's own writer reports a full disk.
+        why = f"the disk may be full: {first_line(error)}" if isinstance(error, RuntimeError) else str(error)
+        raise UserError(f"{file} could not be saved ({why}); the checkpoint before it is as it was") from error
 
 
 def copy_checkpoint(file: Path, to: Path) -> None:

@@ -144,13 +144,15 @@ def follow(run: RunDir, data: str, cache: Cache) -> bool:
     Other pictures under the same names have not moved: they are another data set.
     """
     was, now = run.recipe, Recipe.create({**asdict(run.recipe), "data": data})
+    if not Path(was.data).is_absolute():  # drawn or fetched again wherever they are needed
+        return False
+    with suppress(UserError):
+        samples_of(run, was, cache)
+        return False
     try:
-        samples_of(run, now, cache)
-        with suppress(UserError):
-            samples_of(run, was, cache)
-            return False
         recall_dataset(now, run, cache)
-    except UserError:
+    except UserError as error:
+        log.warning(f"{error}: it is taken for another data set")
         return False
     log.info(f"{run.path}: its pictures are in {now.data} now")
     run.remember(now)

@@ -23,6 +23,8 @@ def restore(state: TrainingState, run: RunDir, history: History) -> bool:
     file = processes.from_first("a look at the checkpoints", partial(last_whole, run))
     if file is None:
         if writes:
+            if history:
+                log.warning(f"{run.path}: no checkpoint knows of its {len(history)} epochs, which are trained again")
             history.keep(0)
         return False
     load = partial(load_file, file, len(state.classes))

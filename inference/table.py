@@ -23,7 +23,7 @@ class Table:
 
     form: csv or jsonl. columns: the names of these three; one without a name is left out. identity: what names a
     picture, its path, name or stem. label: what names a class, its name or its index. probabilities: whether those of
-    all classes follow, in the order of ``classes``.
+    all classes follow, in the order of ``classes``. exact: whether a CSV too has names exactly.
     """
 
     classes: list[str]
@@ -33,6 +33,7 @@ class Table:
     label: str = "name"
     top_k: int = 1
     probabilities: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if len(self.columns) == 1 and not self.probabilities:
@@ -67,7 +68,7 @@ class Table:
         JSON has names exactly, a CSV as ``row_writer`` writes them.
         """
         header, classes = self.header, self.classes if self.probabilities else []
-        write_row = row_writer(out, "\n")
+        write_row = row_writer(out, "\n", self.exact)
         if self.form == "csv":
             write_row(header + classes)
 

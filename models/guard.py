@@ -19,7 +19,7 @@ from plumage.errors import UserError
 MOST_BYTES = 1_100_000_000  # a ResNet-152 with its average and the two moments of Adam has 963 million
 BYTES_PER_CLASS = 4 * 2048 * 4  # the same of a head: floats, features, times
 MOST_BESIDE = 32_000_000  # bytes of what is no tensor, such as class names
-MOST_OPERATIONS = 500_000  # of a pickle: a ResNet-152 has 70,000, a class name 2; each makes up to 230 bytes
+MOST_OPERATIONS = 1_000_000  # of a pickle: a ResNet-152 has 70,000, a class name 2; each makes up to 230 bytes
 MOST_DIRECTORY = 8_000_000  # bytes of a zip archive's list of records, or of the header of safetensors
 MOST_DIMENSIONS = 64
 
@@ -34,6 +34,8 @@ TYPES = {"float64", "float32", "float16", "bfloat16", "complex128", "complex64"}
 TYPES |= {"int64", "int32", "int16", "int8", "uint8", "bool"}
 NAMES = {"collections.OrderedDict", *(f"torch.{name}Storage" for name in SIZES), *(f"torch.{name}" for name in TYPES)}
 NAMES |= {f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "parameter", "meta_tensor_no_storage")}
+# What checkpoints have beside tensors: a schedule's milestones, sizes and devices, bytes.
+NAMES |= {"collections.Counter", "torch.Size", "torch.device", "__builtin__.set", "_codecs.encode"}
 # As pickletools names them.
 OPERATIONS = {"PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"}
 OPERATIONS |= {"BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE"}
@@ -152,6 +154,10 @@ class _Ordered(OrderedDict[Any, Any]):
             raise ValueError("an OrderedDict has many attributes")
 
 
+def _device(kind: str, number: int = 0) -> str:
+    return kind
+
+
 class _Look(pickle.Unpickler):
     """Makes stand-ins of all that torch would make, and checks what they are made of."""
 
@@ -162,7 +168,9 @@ class _Look(pickle.Unpickler):
         self.copied = 0
 
     def find_class(self, module: str, name: str) -> Any:
-        makers = {"OrderedDict": self.ordered, "_rebuild_tensor_v2": self.tensor, "_rebuild_parameter": self.parameter}
+        makers: dict[str, Any] = dict.fromkeys(("Counter", "Size", "set"), self.copy)
+        makers |= {"OrderedDict": self.ordered, "device": _device, "encode": self.encode}
+        makers |= {"_rebuild_tensor_v2": self.tensor, "_rebuild_parameter": self.parameter}
         makers["_rebuild_meta_tensor_no_storage"] = self.without_storage
         if f"{module}.{name}" not in NAMES:
             raise pickle.UnpicklingError(f"its pickle names {module[:40]}.{name[:40]}")
@@ -197,8 +205,16 @@ class _Look(pickle.Unpickler):
 
     def ordered(self, entries: Any = ()) -> _Ordered:
         """Take what it is made of, as Python 2 wrote it; which is copied too."""
-        made = _Ordered(entries)
-        self.copied += len(made)
+        return _Ordered(self.copy(entries))
+
+    def encode(self, text: Any, codec: Any) -> bytes:
+        """Make bytes as Python 3 writes them for protocol 2: of other codecs, some make more than they take."""
+        if type(text) is not str or codec != "latin1":
+            raise ValueError("a text is encoded otherwise")
+        return self.copy(text).encode(codec)
+
+    def copy(self, content: Any = ()) -> Any:
+        self.copied += len(content)
         if self.copied > MOST_OPERATIONS:
             raise ValueError("its pickle copies more than it holds")
-        return made
+        return content

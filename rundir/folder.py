@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plumage.errors import UserError
-from plumage.files import DRAFTS, flush, lock, read_json, read_object, remove_abandoned, write_json
+from plumage.files import DRAFTS, flush, is_below, lock, read_json, read_object, remove_abandoned, write_json
 from plumage.recipe import Recipe
 from plumage.rundir.history import History
+from plumage.tables import read_table
 
 log = logging.getLogger("plumage")
 
@@ -37,17 +38,11 @@ class RunDir:
         above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"--run {self.path}: {above} is no folder that can be written to; give another")
-        if self.holds_run or self._lock.exists():  # files beside a lock are those of a training killed as it began
+        if self.holds_run:
             return
-        for name in (
-            "split.csv",
-            "digests.npz",
-            "skipped.csv",
-            "classes.json",
-            "environment.json",
-            "history.jsonl",
-            "checkpoints",
-        ):
+        # Those that come before recipe.json are, beside a lock, of a training that was killed as it began.
+        early = ("split.csv", "digests.npz", "skipped.csv", "classes.json", "environment.json")
+        for name in (*(() if self._lock.exists() else early), "history.jsonl", "checkpoints"):
             if os.path.lexists(self.path / name):
                 raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
 
@@ -133,15 +128,22 @@ class RunDir:
         return Recipe.load(self.path / "recipe.json")
 
     def is_of(self, data: str) -> bool:
-        """Return whether the run learnt from ``data``, or a folder of that name that is gone: it may have moved."""
+        """Return whether the run learnt from ``data``, or its pictures are there now, in a folder of the same name."""
         with suppress(UserError):  # another data set's damaged run is no reason to stop
-            own = Path(self.recipe.data)
-            return str(own) == data or (own.is_absolute() and own.name == Path(data).name and not own.exists())
+            own, other = Path(self.recipe.data), Path(data)
+            if str(own) == data or not own.is_absolute() or own.name != other.name or own.exists():
+                return str(own) == data
+            paths = [path for _, (path, _, _) in read_table(self.split, ("path", "label", "split"))]
+            return all(is_below(path) and os.path.isfile(other / path) for path in paths)  # noqa: PTH113
         return False
 
     def remember(self, recipe: Recipe) -> None:
-        """Write recipe.json, whose ``data`` may have moved since."""
-        write_json(self.path / "recipe.json", asdict(recipe))
+        """Write recipe.json, whose ``data`` may have moved since. Its time stays that of the run's beginning."""
+        file = self.path / "recipe.json"
+        begun = file.stat() if file.exists() else None
+        write_json(file, asdict(recipe))
+        if begun:
+            os.utime(file, ns=(begun.st_atime_ns, begun.st_mtime_ns))
 
     @property
     def classes(self) -> list[str]:
@@ -155,7 +157,11 @@ class RunDir:
     @property
     def precision(self) -> str:
         """The precision of training, or "auto" where environment.json does not say."""
-        return str(self.environment.get("precision", "auto"))
+        if "precision" not in (environment := self.environment):
+            log.warning(
+                f"{self.path / 'environment.json'} does not say in which precision was trained; --precision does"
+            )
+        return str(environment.get("precision", "auto"))
 
     @property
     def calibration(self) -> dict[str, Any] | None:
@@ -183,7 +189,8 @@ class RunDir:
         """Return the file that ``--checkpoint`` means: best, last, or a path. UserError where no epoch made it yet."""
         file = {"best": self.best, "last": self.last}.get(which)
         if file and not file.exists():
-            raise UserError(f"{file} does not exist: no epoch is done; train --run {self.path} --resume goes on")
+            why = "it is lost, try --checkpoint last" if which == "best" and self.last.exists() else "no epoch is done"
+            raise UserError(f"{file} does not exist: {why}; train --run {self.path} --resume goes on")
         return file or Path(which)
 
 

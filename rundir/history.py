@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plumage.errors import UserError
-from plumage.files import flush, named_in_errors, write_text
+from plumage.files import check_regular, flush, named_in_errors, write_text
 from plumage.recipe import Recipe
 
 Row = dict[str, Any]
@@ -26,7 +26,9 @@ class History(list[Row]):
     def __init__(self, file: Path, salvage: bool = False):
         self.file, self.damaged = file, False
         try:
-            content = file.read_bytes() if file.exists() else b""
+            if exists := file.exists():
+                check_regular(file)
+            content = file.read_bytes() if exists else b""
             lines = content.decode(errors="replace" if salvage else "strict").splitlines(keepends=True)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} is damaged: {error}") from error

@@ -18,6 +18,8 @@ from plumage.files import (
     write_json,
     written_whole,
 )
+from plumage.rundir.history import History
+from plumage.tables import read_table
 
 
 def names(folder):
@@ -176,3 +178,18 @@ def test_arrays_that_lie_are_refused(tmp_path, content, compression):
         archive.writestr("a.npy", content)
     with pytest.raises(ValueError):  # noqa: PT011 (of numpy too)
         read_arrays(tmp_path / "some.npz", {"a": 50})
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_json,
+        lambda file: read_arrays(file, {"a": 1}),
+        lambda file: list(read_table(file, ("path",))),
+        History,
+    ],
+)
+def test_nobody_waits_for_a_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((UserError, OSError), match=r"[Rr]egular file"):
+        read(tmp_path / "pipe")

@@ -16,7 +16,7 @@ ROOMS = {
     "birds": "hardware.cores files errors",
     "data": "birds recipe.is_birds hardware.cores tables files errors",
     "models": "errors",
-    "rundir": "recipe files errors",
+    "rundir": "recipe tables files errors",
     "engine": "data models rundir hardware recipe files errors",
     "inference": "engine.prepare engine.evaluator data models rundir hardware recipe tables files errors",
     "report": "inference.calibration engine.schedule rundir recipe tables files errors",

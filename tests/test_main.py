@@ -148,6 +148,25 @@ def test_a_copy_of_the_pictures_is_another_folder(trained, cli, photos, tmp_path
     assert (code, one_line(err)) == (2, True)
 
 
+def test_another_data_set_in_a_folder_of_the_same_name_begins_another_run(trained, cli, photos, tmp_path):
+    other = tmp_path / "xdg" / photos.name
+    shutil.copytree(photos / "red apple", other / "pear")
+    shutil.copytree(photos / "blaue Beere", other / "plum")
+    shutil.rmtree(photos)
+    code, _, err = cli("train", "--data", other, *TINY, "--epochs", "1", "--resume")
+    assert code == 0, err
+    assert (tmp_path / "runs" / f"{photos.name}-2" / "history.jsonl").exists()
+
+
+def test_moved_pictures_of_which_one_has_changed_are_another_data_set(trained, cli, photos, tmp_path):
+    photos.rename(tmp_path / "moved")
+    Image.new("RGB", (40, 50), "white").save(tmp_path / "moved" / "red apple" / "3.jpg")
+    code, out, err = cli("eval", "--data", tmp_path / "moved", "--json")
+    assert (code, json.loads(out)["n"]) == (0, 30)
+    assert "red apple/3.jpg" in err
+    assert "it is taken for another data set" in err
+
+
 def test_a_finished_run_learns_where_its_pictures_have_moved(trained, cli, photos, tmp_path):
     _, before, _ = cli("eval", "--json")
     photos.rename(tmp_path / "moved")

@@ -488,6 +488,13 @@ def test_a_submission_for_unlabelled_clip_art(cli, tmp_path):
     assert list(found[0]) == ["id", "label"]
 
 
+@pytest.mark.parametrize(("exact", "row"), [(False, "'-x,'=a,0.9"), (True, "-x,=a,0.9")])
+def test_with_an_order_names_are_written_exactly(exact, row):
+    out = io.StringIO()
+    Table(["=a", "b"], exact=exact).writer(out)("-x", np.array([0.9, 0.1]))
+    assert out.getvalue() == f"path,label,probability\n{row}\n"
+
+
 def test_names_of_any_kind_are_read_from_a_folder_and_from_a_list(predict, home, tmp_path, monkeypatch):
     """What comes from a listing means no home folder; what leads nowhere is a row without a label."""
     monkeypatch.chdir(tmp_path)

@@ -229,3 +229,21 @@ def test_a_write_that_fails_names_its_file(tmp_path):
         code += f"try: {write}\nexcept OSError as error: sys.exit(error.filename)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.stderr.strip() in (str(tmp_path / "recipe.json"), str(tmp_path / "history.jsonl"))
+
+
+def test_a_run_that_has_lost_its_recipe_is_not_begun_again(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        write_json(run.path / "classes.json", ["a"])
+    run.check_writable()  # killed as it began
+    (run.path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"holds a checkpoints but no recipe\.json"):
+        run.check_writable()
+
+
+def test_a_run_begun_earlier_stays_the_earlier_where_its_pictures_move(tmp_path):
+    run = RunDir(tmp_path)
+    run.remember(Recipe())
+    os.utime(tmp_path / "recipe.json", (1e9, 1e9))
+    run.remember(Recipe(epochs=3))
+    assert (run.recipe.epochs, (tmp_path / "recipe.json").stat().st_mtime) == (3, 1e9)

@@ -74,3 +74,11 @@ def test_what_is_no_such_table_is_named_with_the_line(tmp_path, content, says):
         (tmp_path / "t.csv").write_text(content)
     with pytest.raises(UserError, match=rf"t\.csv,? {says}"):
         list(read_table(tmp_path / "t.csv", ("one", "two")))
+
+
+@given(st.lists(st.text("'=+-@ \t\r\n1,\"", max_size=6), min_size=2, max_size=2), st.booleans())
+def test_a_row_stays_a_row_whatever_ends_its_line(row, exact):
+    out = io.StringIO(newline="")
+    row_writer(out, "\n", exact)(row)
+    [read] = csv.reader(io.StringIO(out.getvalue(), newline=""))
+    assert (read if exact else [plain(cell) for cell in read]) == row

@@ -300,6 +300,16 @@ def test_a_resume_needs_no_environment(tiny, tmp_path, caplog, content):
     assert len(RunDir(tmp_path / "run").environment["resumed"]) == 1
 
 
+def test_epochs_without_a_checkpoint_are_trained_again_and_that_is_said(tiny, tmp_path, caplog):
+    _, call = tiny
+    run = call(tmp_path / "run")
+    whole = flat(result(run))
+    shutil.rmtree(run.path / "checkpoints")
+    call(run.path)
+    assert f"{run.path}: no checkpoint knows of its 3 epochs, which are trained again" in caplog.messages
+    assert flat(result(run)) == whole
+
+
 def test_a_finished_run_resumed_does_nothing_and_says_so(tiny, tmp_path, caplog):
     _, call = tiny
     run = call(tmp_path / "run")
