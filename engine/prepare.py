@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
 def samples_of(run: RunDir, recipe: Recipe, cache: Cache) -> Samples:
     """List the run's pictures, split as they were, in ``recipe.data``. Raises UserError where they are not there."""
     folder = Path(recipe.data)
-    if folder.is_absolute() and not folder.is_dir():
+    if folder.is_absolute() and not os.path.isdir(folder):  # noqa: PTH112 (pathlib raises where a name is too long)
         raise UserError(f"{folder}: the pictures of {run.path} are not there; {MOVED}")
     return read_split(run.split, locate(recipe.data, cache), run.classes)
 
@@ -150,9 +151,11 @@ def follow(run: RunDir, data: str, cache: Cache) -> bool:
         samples_of(run, was, cache)
         return False
     try:
+        samples_of(run, now, cache)
         recall_dataset(now, run, cache)
     except UserError as error:
-        log.warning(f"{error}: it is taken for another data set")
+        if os.path.isdir(now.data):  # noqa: PTH112 (pathlib raises where a name is too long)
+            log.warning(f"{error}: it is taken for another data set")
         return False
     log.info(f"{run.path}: its pictures are in {now.data} now")
     run.remember(now)
