@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from plumage.errors import UserError
 from plumage.files import check_regular, text_output
 
+# The columns of a run's split.csv and skipped.csv.
+SPLIT, SKIPPED = ("path", "label", "split"), ("path", "reason")
 # What a spreadsheet computes instead of showing it, full-width signs too; and the numbers among that, which do no harm.
 FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")

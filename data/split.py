@@ -11,11 +11,10 @@ from plumage.data.samples import Samples, some
 from plumage.data.seeding import Purpose, generator
 from plumage.errors import UserError, first_line
 from plumage.files import is_below, read_arrays, written_whole
-from plumage.tables import read_table, write_table
+from plumage.tables import SPLIT, read_table, write_table
 
 log = logging.getLogger("plumage")
 
-COLUMNS = ("path", "label", "split")
 MOVED = "if they have moved, train --resume --data NEW or eval --data NEW finds them, and remembers where"
 
 
@@ -42,14 +41,14 @@ def write_split(file: Path, samples: Samples) -> None:
     """Write path, label (the class name) and split of each sample as CSV."""
     assert samples.split is not None
     labels = (samples.classes[label] for label in samples.labels)
-    write_table(file, COLUMNS, zip(samples.paths, labels, samples.split, strict=True))
+    write_table(file, SPLIT, zip(samples.paths, labels, samples.split, strict=True))
 
 
 def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
     """Read what ``write_split`` wrote, of pictures below ``root``. Raises UserError, naming the line that is wrong."""
     number = {name: index for index, name in enumerate(classes)}
     rows: dict[str, tuple[int, str]] = {}
-    for line, (path, name, side) in read_table(file, COLUMNS):
+    for line, (path, name, side) in read_table(file, SPLIT):
         if not is_below(path) or path in rows or name not in number or side not in ("train", "val"):
             what = "a path inside the data folder, given once, a known class, and train or val"
             raise UserError(f"{file}, line {line}: needs {what}")

@@ -30,11 +30,10 @@ from plumage.files import (
     remove_abandoned,
 )
 from plumage.hardware.cores import usable_cores
-from plumage.tables import read_table, write_table
+from plumage.tables import SKIPPED, read_table, write_table
 
 log = logging.getLogger("plumage")
 
-SKIPPED = ("path", "reason")  # the columns of skipped.csv
 # A store's arrays: their type, and the bytes that a picture takes; of at most as many pictures.
 INDEX = {"keys": (np.uint64, 8), "readable": (np.int64, 8), "digests": (np.uint8, 16), "sums": (np.uint32, 4)}
 MOST = 20_000_000

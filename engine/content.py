@@ -32,10 +32,13 @@ def integer(value: Any, what: str, least: int, most: int) -> int:
     return value
 
 
+def is_dense(value: Any) -> bool:
+    return type(value) is Tensor and not (value.is_nested or value.is_meta) and value.layout == torch.strided
+
+
 def plain(value: Any, own: Tensor, what: str) -> Tensor:
     """Return ``value``, a dense tensor of finite numbers, of the shape and type that ``own`` has."""
-    dense = type(value) is Tensor and not (value.is_nested or value.is_meta) and value.layout == torch.strided
-    if not dense or value.shape != own.shape or value.dtype != own.dtype:
+    if not is_dense(value) or value.shape != own.shape or value.dtype != own.dtype:
         raise ValueError(f"{what} is no {str(own.dtype).removeprefix('torch.')} tensor of the shape {tuple(own.shape)}")
     if not value.sum().isfinite():  # a tenth of the time that asking each number takes
         raise ValueError(f"{what} has a value that is no number")
@@ -54,9 +57,7 @@ def check_recipe(saved: dict[Any, Any], recipe: Recipe) -> None:
 
 def text(value: Any) -> bytes:
     """Return the bytes in a tensor (n,) uint8, which has them all."""
-    if type(value) is not Tensor or value.is_nested or value.layout != torch.strided or value.is_meta:
-        raise ValueError("its history is no text")
-    if value.dtype != torch.uint8 or value.ndim != 1 or not value.is_contiguous():
+    if not is_dense(value) or value.dtype != torch.uint8 or value.ndim != 1 or not value.is_contiguous():
         raise ValueError("its history is no text")
     return value.numpy().tobytes()
 

@@ -14,7 +14,7 @@ from plumage.recipe import Recipe
 from plumage.rundir.choose import find_run
 from plumage.rundir.evaluation import Evaluation, read_evaluation
 from plumage.rundir.history import History
-from plumage.tables import read_table
+from plumage.tables import SKIPPED, SPLIT, read_table
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
 
@@ -84,7 +84,7 @@ def read_run(path: Path) -> Run:
         if bad := [name for name in NUMBERS if type(row.get(name)) not in (int, float)]:
             raise UserError(f"{path / 'history.jsonl'} is damaged: epoch {row['epoch']} has no {bad[0]}")
     files, labels, validates = read_split(run.split, classes)
-    skipped = [tuple(row) for _, row in read_table(run.skipped, ("path", "reason"))]
+    skipped = [tuple(row) for _, row in read_table(run.skipped, SKIPPED)]
     evaluation, environment = read_evaluation(run, len(classes), len(files)), read_object(path / "environment.json")
     return Run(path, run.recipe, environment, classes, history, files, labels, validates, skipped, evaluation)
 
@@ -93,7 +93,7 @@ def read_split(file: Path, classes: list[str]) -> tuple[list[str], np.ndarray, n
     """Return files, labels and validates as ``Run`` has them: of a million rows, three lists of texts would be much."""
     number = {name: index for index, name in enumerate(classes)}
     files, labels, validates = list[str](), array("q"), array("b")
-    for line, (path, name, side) in read_table(file, ("path", "label", "split")):
+    for line, (path, name, side) in read_table(file, SPLIT):
         if name not in number or side not in ("train", "val"):
             raise UserError(f"{file}, line {line}: needs a class of the run, and train or val")
         files.append(path)

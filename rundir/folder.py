@@ -13,7 +13,7 @@ from plumage.errors import UserError
 from plumage.files import DRAFTS, flush, is_below, lock, read_json, read_object, remove_abandoned, write_json
 from plumage.recipe import Recipe
 from plumage.rundir.history import History
-from plumage.tables import read_table
+from plumage.tables import SPLIT, read_table
 
 log = logging.getLogger("plumage")
 
@@ -133,7 +133,7 @@ class RunDir:
             own, other = Path(self.recipe.data), Path(data)
             if str(own) == data or not own.is_absolute() or own.name != other.name or own.exists():
                 return str(own) == data
-            paths = [path for _, (path, _, _) in read_table(self.split, ("path", "label", "split"))]
+            paths = [path for _, (path, _, _) in read_table(self.split, SPLIT)]
             return all(is_below(path) and os.path.isfile(other / path) for path in paths)  # noqa: PTH113
         return False
 
