@@ -17,6 +17,7 @@ from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile
 
 from plumage.errors import UserError
+from plumage.names import finder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,8 +210,14 @@ def read_arrays(file: Path, most: Mapping[str, int]) -> "dict[str, np.ndarray]":
 
 
 def expanded(path: str) -> str:
-    """Return a path that a person gave, ``~`` as the home folder; unless a file is called so, or that is unknown."""
-    return path if os.path.lexists(path) else os.path.expanduser(path)  # noqa: PTH111 (pathlib raises)
+    """Return a path that a person gave, ``~`` as the home folder; unless a file is called so, or that is unknown.
+
+    Where it is there in another of Unicode's forms, as the disk has it.
+    """
+    if os.path.lexists(path):
+        return path
+    whole = os.path.expanduser(path)  # noqa: PTH111 (pathlib raises)
+    return finder(is_there=os.path.lexists)(whole) or whole
 
 
 def is_below(path: str) -> bool:

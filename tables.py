@@ -1,5 +1,6 @@
 """Tables as CSV, for people and their spreadsheets; read back as data that may be anything."""
 
+import codecs
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,9 @@ from typing import Any, TextIO
 from plumage.errors import UserError
 from plumage.files import check_regular, text_output
 
-# The columns of a run's split.csv and skipped.csv.
-SPLIT, SKIPPED = ("path", "label", "split"), ("path", "reason")
+# The columns of a run's split.csv, where pictures are in groups one more, and of its skipped.csv.
+SPLIT, GROUP, SKIPPED = ("path", "label", "split"), ("group",), ("path", "reason")
+SIDES = ("train", "val", "test")  # what a split may say
 # What a spreadsheet computes instead of showing it, full-width signs too; and the numbers among that, which do no harm.
 FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
@@ -48,20 +50,28 @@ def plain(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
-def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def text_of(content: bytes) -> str:
+    """Decode a list or table of any origin: UTF-16 where its byte-order mark says so, else UTF-8, whatever it holds."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
+def read_table(file: Path, columns: Sequence[str], more: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of each row of a CSV with this header, as ``write_table`` got them.
 
-    Raises UserError, naming the wrong line.
+    more: columns that may follow. Raises UserError, naming the wrong line.
     """
     try:
         check_regular(file)
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
             lines = csv.reader(handle)
-            if next(lines, None) != list(columns):
+            header = next(lines, None)
+            if header not in ([*columns], [*columns, *more]):
                 raise UserError(f"{file}, line 1: needs the columns {', '.join(columns)}")
             for row in lines:
-                if len(row) != len(columns):
-                    raise UserError(f"{file}, line {lines.line_num}: has {len(row)} columns, not {len(columns)}")
+                if len(row) != len(header):
+                    raise UserError(f"{file}, line {lines.line_num}: has {len(row)} columns, not {len(header)}")
                 yield lines.line_num, [plain(cell) for cell in row]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error

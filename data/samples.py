@@ -14,7 +14,8 @@ class Samples:
     """Labelled pictures: ``root / paths[i]`` shows ``classes[labels[i]]``.
 
     paths: relative to ``root``, with forward slashes, sorted. labels: (n,) int64. classes: the names in label order.
-    split: (n,) "train" or "val" where the source has its own split, else None.
+    split: (n,) "train", "val" or "test" where the source has its own split, else None.
+    groups: (n,) objects, texts, the same for pictures that must stay on one side of a split; None where none are known.
     """
 
     root: Path
@@ -22,14 +23,16 @@ class Samples:
     labels: np.ndarray
     classes: list[str]
     split: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: np.ndarray) -> "Samples":
         """Return the samples of these rows, (m,) int64, in that order, over the same classes."""
-        paths, split = [self.paths[row] for row in rows], None if self.split is None else self.split[rows]
-        return replace(self, paths=paths, labels=self.labels[rows], split=split)
+        split, groups = (None if each is None else each[rows] for each in (self.split, self.groups))
+        paths = [self.paths[row] for row in rows]
+        return replace(self, paths=paths, labels=self.labels[rows], split=split, groups=groups)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -13,20 +13,19 @@ import plumage.birds
 from plumage.birds.folder import birds_folder, draw_birds, parse_birds
 from plumage.data.cache import keep
 from plumage.data.cub import fetch_cub200, is_cub, read_cub
+from plumage.data.layout import find_sides, nothing_in
 from plumage.data.samples import Samples, some
 from plumage.data.store import Cache
+from plumage.data.walk import look, name_ignored, walk
 from plumage.errors import UserError, shortage
+from plumage.names import finder
 from plumage.recipe import is_birds
 
 log = logging.getLogger("plumage")
 
-SUFFIXES = {
-    ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"
-}  # fmt: skip
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there is the validation set
-RUN_FILES = ("recipe.json", "classes.json", "split.csv")
-Classes = dict[str, list[str]]  # class name → sorted paths of its pictures
+ARCHIVES = (
+    ".zip", ".zipx", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"
+)  # fmt: skip
 
 
 def locate(data: str, cache: Cache) -> Path:
@@ -41,7 +40,10 @@ def locate(data: str, cache: Cache) -> Path:
         return folder
     folder = Path(data)
     if not os.path.isdir(folder):  # noqa: PTH112 (pathlib may raise, as where a name is too long)
-        what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
+        if not os.path.exists(folder):  # noqa: PTH110
+            what = "does not exist"
+        else:
+            what = "is an archive: unpack it" if data.lower().endswith(ARCHIVES) else "is a file, not a folder"
         raise UserError(f"--data {data}: {what}; give a folder with a folder of pictures for each class")
     return folder
 
@@ -72,12 +74,15 @@ def list_pictures(inputs: Iterable[str]) -> list[str]:
     """List each picture that ``inputs`` name, or that lies below a folder among them, once, sorted.
 
     As text: of a million paths, that is all that is kept. A named file counts as a picture whatever its suffix says.
-    Raises UserError when one of ``inputs`` is not there, or is a folder without pictures.
+    A name in another of Unicode's forms than the disk's is found too. Raises UserError when one of ``inputs`` is not
+    there, or is a folder without pictures.
     """
-    pictures, missing, ignored = set[str](), list[str](), Counter[str]()
-    for name in inputs:
+    pictures, missing, ignored, find = set[str](), list[str](), Counter[str](), finder(is_there=os.path.lexists)
+    for given in inputs:
+        name = find(given) or given
         if os.path.isdir(name):  # noqa: PTH112 (pathlib may raise)
-            inside = set(_pictures(Path(name), name if name.endswith("/") else f"{name}/", ignored))
+            folders = walk(Path(name), name if name.endswith("/") else f"{name}/", ignored)
+            inside = {way + picture for way, names in folders for picture in names}
             if not inside:
                 raise UserError(f"{name} holds no pictures; give another folder, or files")
             pictures |= inside
@@ -87,142 +92,53 @@ def list_pictures(inputs: Iterable[str]) -> list[str]:
             missing.append(name)
     if missing:
         raise UserError(f"no such picture or folder: {some(missing, 3)}")
-    _name_ignored("", ignored)
+    name_ignored("", ignored)
     return sorted(pictures)
 
 
-def read_folders(folder: Path) -> Samples:
-    """List class folders, or ``train/`` and ``val/`` holding class folders, where the same name is the same class."""
+def pictures_below(folder: Path) -> list[str]:
+    """List each picture below ``folder``, by its path there, sorted."""
     ignored: Counter[str] = Counter()
-    sides = _sides(folder, ignored)
-    _name_ignored(f"{folder}: ", ignored)
-    for prefix, members in sides.values():
-        if not members:
-            raise UserError(_nothing_in(folder / prefix))
-    has_split = len(sides) == 2
-    if has_split:
-        train, val = (members.keys() for _, members in sides.values())
-        for lopsided, missing in ((val - train, "training"), (train - val, "validation")):
+    paths = sorted(way + name for way, names in walk(folder, "", ignored) for name in names)
+    name_ignored(f"{folder}: ", ignored)
+    return paths
+
+
+def read_folders(folder: Path) -> Samples:
+    """List class folders, or ``train/``, ``val/`` and ``test/`` that hold some; the same name is the same class."""
+    ignored: Counter[str] = Counter()
+    sides = find_sides(folder, ignored)
+    name_ignored(f"{folder}: ", ignored)
+    if not any(level.classes for level in sides.values()):
+        raise UserError(nothing_in(folder))
+    if merged := [way for level in sides.values() for ways in level.classes.values() if len(ways) > 1 for way in ways]:
+        log.info(f"{folder}: {some(merged)} differ in Unicode's form alone, and those that look the same are one class")
+    if len(sides) > 1:
+        train, *others = (level.classes.keys() for level in sides.values())
+        checks = [(others[0] - train, "training")]
+        checks += [(train - other, name) for other, name in zip(others, ("validation", "test"), strict=False)]
+        for lopsided, missing in checks:
             if lopsided:
                 log.warning(f"{folder}: no {missing} pictures of {some(sorted(lopsided))}")
-    classes = sorted(set().union(*(members for _, members in sides.values())))
+    classes = sorted(set().union(*(level.classes for level in sides.values())))
     label = {name: index for index, name in enumerate(classes)}
     # With the folders sorted, their slash included, all paths are, since each folder's own are.
     folders = sorted(
-        (f"{prefix}{name}/", label[name], side, paths)
-        for side, (prefix, members) in sides.items()
-        for name, paths in members.items()
+        (way, label[name], side, sorted(paths))
+        for side, level in sides.items()
+        for name, ways in level.classes.items()
+        for way, paths in ways.items()
     )
     _, labels, names, paths = zip(*folders, strict=True)
     counts = [len(each) for each in paths]
-    split = np.repeat(names, counts) if has_split else None
+    split = np.repeat(names, counts) if len(sides) > 1 else None
     return Samples(folder, list(chain(*paths)), np.repeat(np.array(labels, np.int64), counts), classes, split)
 
 
-def _sides(folder: Path, ignored: Counter[str]) -> dict[str, tuple[str, Classes]]:
-    """Find "train" and "val", or "" where there is no split: of each, what its paths begin with, and its classes."""
-    names = [entry.name for entry in _visible(folder, Counter(), needed=True) if _is_folder(entry)]
-    children = {name.lower(): name for name in names}
-    train, val = (next(filter(None, map(children.get, usual)), None) for usual in (TRAIN_NAMES, VAL_NAMES))
-    if train is None or val is None:
-        return {"": ("", _class_folders(folder, "", ignored))}
-    ignored.update(f"{name}/" for name in names if name not in (train, val))
-    learnt, held_out = (_class_folders(folder, f"{name}/", ignored) for name in (train, val))
-    if val.lower() == "test":
-        if not learnt.keys() & held_out.keys():  # as in competitions
-            log.info(f"{folder}: {val}/ has no folders of {train}/'s classes, so a part of {train}/ validates")
-            return {"": (f"{train}/", learnt)}
-        log.info(f"{folder}: no val/, so {val}/ is the validation set")
-    return {"train": (f"{train}/", learnt), "val": (f"{val}/", held_out)}
-
-
-def _class_folders(folder: Path, prefix: str, ignored: Counter[str]) -> Classes:
-    """List every class folder in ``folder / prefix`` that has any pictures; paths are relative to ``folder``."""
-    classes: Classes = {}
-    for entry in _visible(folder / prefix, ignored):
-        if not _is_folder(entry):
-            ignored["files outside the class folders"] += 1
-        elif paths := sorted(_pictures(Path(entry.path), f"{prefix}{entry.name}/", ignored)):
-            classes[entry.name] = paths
-        else:
-            ignored[f"the empty class {entry.name}"] += 1
-    return classes
-
-
-def _pictures(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[str]:
-    """Yield ``prefix`` and the way from ``folder`` to each picture below it.
-
-    Follow a link to each folder once: links in circles, or from all folders to all others, come to an end.
-    """
-    waiting, followed = [(folder, prefix)], {_real(folder)}
-    while waiting:
-        here, prefix = waiting.pop()
-        # A run, whose figures are no pictures to learn from.
-        if all(os.path.isfile(here / name) for name in RUN_FILES):  # noqa: PTH113 (pathlib may raise)
-            ignored[f"the run {here}"] += 1
-            continue
-        for entry in _visible(here, ignored):
-            if _is_folder(entry):
-                if entry.is_symlink():
-                    target, real = _real(Path(entry.path)), _real(here)
-                    if target in (real, *real.parents) or target in followed:
-                        ignored[f"the circular or repeated link {entry.path}"] += 1
-                        continue
-                    followed.add(target)
-                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
-            elif _is_picture(entry.name):
-                yield prefix + entry.name
-            else:
-                ignored[f"{Path(entry.name).suffix or 'other'} files"] += 1
-
-
-def _name_ignored(where: str, ignored: Counter[str]) -> None:
-    if ignored:
-        counted = [f"{count} {name}" if count > 1 else name for name, count in ignored.most_common()]
-        log.info(f"{where}ignored {some(counted, 8)}")
-
-
-def _is_picture(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in SUFFIXES
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Return whether an entry leads to a folder. One that leads nowhere, as a link in circles does, is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _real(folder: Path) -> Path:
-    return Path(os.path.realpath(folder))  # which does not raise where links go in circles
-
-
-def _visible(folder: Path, ignored: Counter[str], needed: bool = False) -> "list[os.DirEntry[str]]":
-    """List what is in ``folder`` and not hidden, sorted by name. UserError where that cannot be and is ``needed``."""
-    try:
-        with os.scandir(folder) as entries:
-            everything = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        if needed:
-            raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
-        log.warning(f"{some([str(folder)])} cannot be listed ({error.strerror}): what is in it is left out")
-        return []
-    visible = [entry for entry in everything if not entry.name.startswith(".")]
-    if hidden := len(everything) - len(visible):
-        ignored["hidden files or folders"] += hidden
-    return visible
-
-
-def _nothing_in(folder: Path) -> str:
-    loose = sum(_is_picture(entry.name) for entry in _visible(folder, Counter()))
-    what = f"{loose} pictures but no class folders" if loose else "no pictures"
-    return f"--data: {folder} holds {what}; put those of each class into a folder of its own, such as {folder / 'cat'}"
-
-
 def _hint(folder: Path) -> str:
-    """Name the folder inside that is meant: a download was unpacked one folder too deep, or only train/ is there."""
-    for entry in _visible(folder, Counter()):
-        if _is_folder(entry) and sum(map(_is_folder, _visible(Path(entry.path), Counter()))) >= 2:
+    """Name the folder inside that is meant: a download was unpacked some folders too deep, or only train/ is there."""
+    inside = look(folder, Counter()).folders
+    for entry in inside:
+        if len(look(Path(entry.path), Counter()).folders) >= 2:
             return f"; did you mean --data '{entry.path}'?"
-    return ""
+    return _hint(Path(inside[0].path)) if len(inside) == 1 and not inside[0].is_symlink() else ""

@@ -1,9 +1,10 @@
 """Which pictures train and which validate: drawn by seed for each class, written down, read back."""
 
 import logging
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from plumage.data.samples import Samples, some
 from plumage.data.seeding import Purpose, generator
 from plumage.errors import UserError, first_line
 from plumage.files import is_below, read_arrays, written_whole
-from plumage.tables import SPLIT, read_table, write_table
+from plumage.names import finder
+from plumage.tables import GROUP, SIDES, SPLIT, read_table, write_table
 
 log = logging.getLogger("plumage")
 
@@ -21,46 +23,48 @@ MOVED = "if they have moved, train --resume --data NEW or eval --data NEW finds 
 def stratified_split(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
     """Draw (n,) "train" or "val" for (n,) int64 labels: the same fraction of each, with at least one on each side."""
     split = np.full(len(labels), "train")
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        assert len(members) >= 2
-        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
-        split[generator(seed, Purpose.SPLIT, label).permutation(members)[:count]] = "val"
+    for drawn, count in drawn_by_class(labels, val_fraction, seed):
+        split[drawn[:count]] = "val"
     return split
 
 
-def shared_pictures(digests: np.ndarray, split: np.ndarray) -> list[tuple[int, int]]:
-    """Return (training row, validation row) of each validation picture that also trains, by (n, 16) uint8 digests."""
-    train, val = (np.flatnonzero(split == side) for side in ("train", "val"))
-    held_out = {digests[row].tobytes() for row in val}
-    seen = {key: int(row) for row in train if (key := digests[row].tobytes()) in held_out}
-    return [(seen[key], int(row)) for row in val if (key := digests[row].tobytes()) in seen]
+def drawn_by_class(labels: np.ndarray, val_fraction: float, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield each class's pictures, (m,) int64, in the order in which they are drawn, and how many are to validate."""
+    by_label = np.argsort(labels, kind="stable")
+    values, starts = np.unique(labels[by_label], return_index=True)
+    for label, members in zip(values, np.split(by_label, starts[1:]), strict=True):
+        assert len(members) >= 2
+        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
+        yield generator(seed, Purpose.SPLIT, label).permutation(members), count
 
 
 def write_split(file: Path, samples: Samples) -> None:
-    """Write path, label (the class name) and split of each sample as CSV."""
+    """Write path, label (the class name) and split of each sample as CSV, and its group where there are groups."""
     assert samples.split is not None
     labels = (samples.classes[label] for label in samples.labels)
-    write_table(file, SPLIT, zip(samples.paths, labels, samples.split, strict=True))
+    columns = [samples.paths, labels, samples.split, *(() if samples.groups is None else (samples.groups,))]
+    write_table(file, (*SPLIT, *GROUP)[: len(columns)], zip(*columns, strict=True))
 
 
 def read_split(file: Path, root: Path, classes: list[str]) -> Samples:
-    """Read what ``write_split`` wrote, of pictures below ``root``. Raises UserError, naming the line that is wrong."""
+    """Read what ``write_split`` wrote, of pictures below ``root``. Raises UserError, naming the line that is wrong.
+
+    Paths become those of the disk, where names may have another of Unicode's forms now.
+    """
     number = {name: index for index, name in enumerate(classes)}
-    rows: dict[str, tuple[int, str]] = {}
-    for line, (path, name, side) in read_table(file, SPLIT):
-        if not is_below(path) or path in rows or name not in number or side not in ("train", "val"):
-            what = "a path inside the data folder, given once, a known class, and train or val"
+    rows: dict[str, tuple[Any, ...]] = {}
+    for line, (path, name, side, *group) in read_table(file, SPLIT, GROUP):
+        if not is_below(path) or path in rows or name not in number or side not in SIDES:
+            what = "a path inside the data folder, given once, a known class, and train, val or test"
             raise UserError(f"{file}, line {line}: needs {what}")
-        rows[path] = number[name], sys.intern(side)  # else a string for each
-    if gone := [path for path in rows if not is_there(root, path)]:
+        rows[path] = number[name], *map(sys.intern, (side, *group))  # else a string for each
+    find = finder(root)
+    paths = [found for path in rows if (found := find(path))]
+    if gone := [path for path in rows if not find(path)] if len(paths) < len(rows) else []:
         raise UserError(f"{file}: {len(gone)} of its pictures are not in {root}: {some(gone, 3)}; {MOVED}")
-    labels, split = [label for label, _ in rows.values()], [side for _, side in rows.values()]
-    return Samples(root, list(rows), np.array(labels, np.int64), classes, np.array(split, np.str_))
-
-
-def is_there(root: Path, path: str) -> bool:
-    return os.path.isfile(f"{root}{os.sep}{path}")  # noqa: PTH113 (pathlib would take most of the time)
+    labels, split, *groups = zip(*rows.values(), strict=True) if rows else ((), ())
+    grouped = np.array(groups[0], object) if groups else None
+    return Samples(root, paths, np.array(labels, np.int64), classes, np.array(split, np.str_), grouped)
 
 
 def write_digests(file: Path, digests: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from torchvision.models import get_model_weights, list_models
 from plumage.errors import UserError, first_line, shortage
 from plumage.models.guard import check_file
 from plumage.models.resnet import build_model
+from plumage.names import composed
 
 TORCHVISION = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
 # The keys in which ResNets differ by design (He et al. 2019, section 4.2), the stem's before the shortcuts'.
@@ -70,7 +71,7 @@ def network_of(
     if any(recipe.get(side, value) != value for side, value in sides.items()):
         own = " and ".join(f"--{side} {recipe.get(side)}" for side in sides)
         raise UserError(f"{source}: learnt from pictures of another size, {own}; give its own --run")
-    if "classes" in content and _classes_of(content) != classes:
+    if "classes" in content and not _alike(_classes_of(content), classes):
         raise UserError(f"{source}: of other classes than the {len(classes)} here; take one of the same")
     if (name := _network_of(content) or name) is None:
         raise UserError(f"{source}: does not say which network it is of; take a run of this project")
@@ -94,7 +95,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def load_pretrained(model: nn.Module, weights: Weights, classes: list[str]) -> bool:
     """Load ``weights``, the head (``fc``) only if it is for ``classes``. Return whether it is. Raises as load_state."""
-    same_classes = weights.classes == classes
+    same_classes = _alike(weights.classes, classes)
     head = weights.state if same_classes else model.state_dict()
     body = {key: value for key, value in weights.state.items() if not key.startswith("fc.")}
     load_state(model, body | {key: value for key, value in head.items() if key.startswith("fc.")}, weights.source)
@@ -158,6 +159,11 @@ def _misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
         if new.layout != value.layout or new.is_meta or new.is_floating_point() < value.is_floating_point():
             return f"{key} is no dense tensor of floats"
     return ""
+
+
+def _alike(classes: list[str] | None, others: list[str]) -> bool:
+    """Return whether these are the same classes, in whichever of Unicode's forms."""
+    return classes is not None and [*map(composed, classes)] == [*map(composed, others)]
 
 
 def load_file(path: Path, classes: int = 0, mapped: bool = False) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from plumage.report.compare import comparison_page
 from plumage.report.html import render
 from plumage.report.reading import Run, read_run
 from plumage.rundir.evaluation import Evaluation
+from plumage.tables import SIDES
 
 log = logging.getLogger("plumage")
 
@@ -49,8 +50,8 @@ def write_report(paths: Sequence[Path], file: Path) -> None:
 
 def run_page(run: Run, drawn: dict[str, Figure]) -> str:
     """Return the page of one run, with its figures by name."""
-    train, val = run.counts("train"), run.counts("val")
-    both = train + val
+    train, val, test = map(run.counts, SIDES)
+    every = train + val + test
     return render(
         "page.html",
         run=run,
@@ -59,7 +60,7 @@ def run_page(run: Run, drawn: dict[str, Figure]) -> str:
         eval_command=f"python main.py eval --run {shlex.quote(str(run.path))}",
         time=timedelta(seconds=round(sum(row["seconds"] for row in run.history))),
         environment=environment_rows(run.environment),
-        pictures=(train.sum(), val.sum(), both.min(), np.median(both), both.max()),
+        pictures=(train.sum(), val.sum(), test.sum(), every.min(), np.median(every), every.max()),
         unvalidated=[name for name, count in zip(run.classes, val, strict=True) if not count],
         options=option_rows(run.recipe),
         recipe_json=json.dumps(asdict(run.recipe), indent=2),

@@ -12,9 +12,9 @@ from plumage.errors import UserError
 from plumage.files import read_object
 from plumage.recipe import Recipe
 from plumage.rundir.choose import find_run
-from plumage.rundir.evaluation import Evaluation, read_evaluation
+from plumage.rundir.evaluation import Evaluation, Scores, read_evaluation, read_scores
 from plumage.rundir.history import History
-from plumage.tables import SKIPPED, SPLIT, read_table
+from plumage.tables import GROUP, SIDES, SKIPPED, SPLIT, read_table
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
 
@@ -23,8 +23,8 @@ NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_t
 class Run:
     """What the files of a run hold.
 
-    files, labels, validates: of each row of split.csv its path, its class, (n,) int64, and whether it is held out,
-    (n,) bool. skipped: (path, reason). evaluation: None before `eval`.
+    files, labels, sides: of each row of split.csv its path, its class, (n,) int64, and which of SIDES it is on, (n,)
+    int8. skipped: (path, reason). evaluation: None before `eval`; tested: None before `eval --split test`.
     """
 
     path: Path
@@ -34,9 +34,10 @@ class Run:
     history: History
     files: list[str]
     labels: np.ndarray
-    validates: np.ndarray
+    sides: np.ndarray
     skipped: list[tuple[str, ...]]
     evaluation: Evaluation | None
+    tested: Scores | None
 
     @property
     def name(self) -> str:
@@ -66,8 +67,8 @@ class Run:
         return about.get("gpu") or f"{about.get('cpu', 'an unknown CPU')}, threads: {about.get('threads', '?')}"
 
     def counts(self, side: str) -> np.ndarray:
-        """Return (K,) int64: how many pictures of each class are on this side of the split, "train" or "val"."""
-        return np.bincount(self.labels[self.validates == (side == "val")], minlength=len(self.classes))
+        """Return (K,) int64: how many pictures of each class are on this one of SIDES."""
+        return np.bincount(self.labels[self.sides == SIDES.index(side)], minlength=len(self.classes))
 
     @cached_property
     def validated(self) -> list[tuple[str, str]]:
@@ -83,20 +84,23 @@ def read_run(path: Path) -> Run:
     for row in history:
         if bad := [name for name in NUMBERS if type(row.get(name)) not in (int, float)]:
             raise UserError(f"{path / 'history.jsonl'} is damaged: epoch {row['epoch']} has no {bad[0]}")
-    files, labels, validates = read_split(run.split, classes)
+    files, labels, sides = read_split(run.split, classes)
     skipped = [tuple(row) for _, row in read_table(run.skipped, SKIPPED)]
     evaluation, environment = read_evaluation(run, len(classes), len(files)), read_object(path / "environment.json")
-    return Run(path, run.recipe, environment, classes, history, files, labels, validates, skipped, evaluation)
+    tested = read_scores(run, "test")
+    return Run(path, run.recipe, environment, classes, history, files, labels, sides, skipped, evaluation, tested)
 
 
 def read_split(file: Path, classes: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return files, labels and validates as ``Run`` has them: of a million rows, three lists of texts would be much."""
+    """Return files, labels and sides as ``Run`` has them: of a million rows, three lists of texts would be much."""
     number = {name: index for index, name in enumerate(classes)}
-    files, labels, validates = list[str](), array("q"), array("b")
-    for line, (path, name, side) in read_table(file, SPLIT):
-        if name not in number or side not in ("train", "val"):
-            raise UserError(f"{file}, line {line}: needs a class of the run, and train or val")
+    files, labels, sides = list[str](), array("q"), array("b")
+    for line, (path, name, side, *_) in read_table(file, SPLIT, GROUP):
+        if name not in number or side not in SIDES:
+            raise UserError(
+                f"{file}, line {line}: needs a class of the run, and {', '.join(SIDES[:-1])} or {SIDES[-1]}"
+            )
         files.append(path)
         labels.append(number[name])
-        validates.append(side == "val")
-    return files, np.array(labels, np.int64), np.array(validates, bool)
+        sides.append(SIDES.index(side))
+    return files, np.array(labels, np.int64), np.array(sides, np.int8)

@@ -40,6 +40,8 @@ def open_run(
             f"--resume: {', '.join(contradictions)}: a run ends with the recipe it began with, "
             "since its schedule cannot be changed afterwards; start another --run"
         )
+    if "labels" in given:
+        log.info(f"{run.path}: its labels are those in its split.csv, and --labels is not read again")
     return run, replace(run.recipe, data=recipe.data) if "data" in given else run.recipe
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -100,6 +100,27 @@ def read_evaluation(run: RunDir, classes: int, pictures: int) -> Evaluation | No
     except Exception as error:  # a damaged archive raises nearly anything
         again = f"python main.py eval --run {run.path} writes it anew"
         raise UserError(f"{archive} is damaged or old ({' '.join(str(error).split())}): {again}") from error
+
+
+class Scores(NamedTuple):
+    """The numbers to publish of an evaluation: its accuracy, a fraction, on ``n`` pictures, and which checkpoint's."""
+
+    accuracy: float
+    n: int
+    checkpoint: str
+    iteration: int | None
+
+
+def read_scores(run: RunDir, split: str) -> Scores | None:
+    """Return what `eval` measured on a split, None before. Raises UserError where the file is damaged."""
+    file = run.path / f"eval-{split}.json"
+    if not file.exists():
+        return None
+    about = read_object(file)
+    accuracy, n = about.get("accuracy"), about.get("n")
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1 or not isinstance(n, int) or n < 1:
+        raise UserError(f"{file} is damaged: python main.py eval --run {run.path} --split {split} writes it anew")
+    return Scores(accuracy, n, str(about.get("checkpoint")), about.get("iteration"))
 
 
 def _most_bytes(run: RunDir, classes: int, pictures: int) -> dict[str, int]:

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 from plumage.errors import UserError
 from plumage.files import DRAFTS, flush, is_below, lock, read_json, read_object, remove_abandoned, write_json
+from plumage.names import composed, finder
 from plumage.recipe import Recipe
 from plumage.rundir.history import History
-from plumage.tables import SPLIT, read_table
+from plumage.tables import GROUP, SPLIT, read_table
 
 log = logging.getLogger("plumage")
 
@@ -41,7 +42,7 @@ class RunDir:
         if self.holds_run:
             return
         # Those that come before recipe.json are, beside a lock, of a training that was killed as it began.
-        early = ("split.csv", "digests.npz", "skipped.csv", "classes.json", "environment.json")
+        early = ("split.csv", "digests.npz", "skipped.csv", "levels.json", "classes.json", "environment.json")
         for name in (*(() if self._lock.exists() else early), "history.jsonl", "checkpoints"):
             if os.path.lexists(self.path / name):
                 raise UserError(f"--run {self.path}: holds a {name} but no recipe.json; give another folder")
@@ -131,11 +132,16 @@ class RunDir:
         """Return whether the run learnt from ``data``, or its pictures are there now, in a folder of the same name."""
         with suppress(UserError):  # another data set's damaged run is no reason to stop
             own, other = Path(self.recipe.data), Path(data)
-            if str(own) == data or not own.is_absolute() or own.name != other.name or own.exists():
+            if str(own) == data or not own.is_absolute() or composed(own.name) != composed(other.name) or own.exists():
                 return str(own) == data
-            paths = [path for _, (path, _, _) in read_table(self.split, SPLIT)]
-            return all(is_below(path) and os.path.isfile(other / path) for path in paths)  # noqa: PTH113
+            find = finder(other)
+            return all(is_below(path) and find(path) for path, _ in self.listed)
         return False
+
+    @property
+    def listed(self) -> list[tuple[str, str]]:
+        """Path and side of each row of split.csv, wherever the pictures are. Raises UserError where it is damaged."""
+        return [(path, side) for _, (path, _, side, *_) in read_table(self.split, SPLIT, GROUP)]
 
     def remember(self, recipe: Recipe) -> None:
         """Write recipe.json, whose ``data`` may have moved since. Its time stays that of the run's beginning."""
@@ -153,6 +159,27 @@ class RunDir:
         if not named or len(set(names)) < max(len(names), 1):
             raise UserError(f"{self.path / 'classes.json'} is no list of different class names")
         return names
+
+    def keep_levels(self, levels: tuple[float, float] | None) -> None:
+        """Write levels.json: the values that become black and white; or nothing where no picture has over 8 bits."""
+        file = self.path / "levels.json"
+        if levels:
+            write_json(file, dict(zip(("low", "high"), levels, strict=True)))
+        else:
+            file.unlink(missing_ok=True)  # of a training that was killed as it began
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """What levels.json says; None where there is none. Raises UserError where it is damaged."""
+        file = self.path / "levels.json"
+        if not file.exists():
+            return None
+        kept = read_object(file)
+        with suppress(TypeError, KeyError, OverflowError):
+            low, high = (kept[name] + 0.0 for name in ("low", "high"))
+            if low <= high and math.isfinite(high - low):
+                return low, high
+        raise UserError(f"{file} is damaged: it needs two numbers, low and high")
 
     @property
     def precision(self) -> str:
@@ -198,3 +225,10 @@ def weights_file(weights: str) -> str:
     """Return the file that a recipe's ``weights`` or ``teacher`` means: of a run's folder, its best checkpoint."""
     path = Path(weights)
     return str(RunDir(path).best) if path.is_absolute() and path.is_dir() else weights
+
+
+def run_of(weights: str) -> RunDir | None:
+    """Return the run that a recipe's ``weights`` or ``teacher`` is of: its folder, or a checkpoint in it, is meant."""
+    path = Path(weights)
+    places = (path, path.parent, path.parent.parent) if path.is_absolute() else ()
+    return next((run for run in map(RunDir, places) if run.holds_run), None)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import plumage.files
 from plumage.data.cub import read_cub
+from plumage.data.decode import Square
 from plumage.data.sources import list_samples
 from plumage.data.split import read_split
 from plumage.data.store import Cache, open_store, read_skipped, write_skipped
@@ -87,7 +88,7 @@ def check_split(file, root):
         "an empty path": HEADER + b",a,train\n",
         "a folder": HEADER + b"a,a,train\n",
         "an unknown class": HEADER + b"a/1.jpg,c,train\n",
-        "another side": HEADER + b"a/1.jpg,a,test\n",
+        "another side": HEADER + b"a/1.jpg,a,tset\n",
         "a row twice": SPLIT + b"a/1.jpg,a,train\n",
         "a picture on both sides": SPLIT + b"a/1.jpg,a,val\n",
         "a huge field": HEADER + b"x" * 200_000 + b",a,train\n",
@@ -152,7 +153,7 @@ def check_cub(folder, **lists):
         assert samples.labels.shape == samples.split.shape == (len(set(samples.paths)),)
         assert len(set(samples.classes)) == len(samples.classes) > max(samples.labels)
         assert set(samples.split) <= {"train", "val"}
-        store = open_store(folder, samples.paths, 8, Cache(folder, use_store=False))
+        store = open_store(folder, samples.paths, Square(8), Cache(folder, use_store=False))
         assert [path for path, _ in store.skipped] == samples.paths  # they are empty files, or there are none
     return samples
 

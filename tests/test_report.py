@@ -17,6 +17,7 @@ from plumage.engine.metrics import calibration_bins, logit_gap
 from plumage.errors import UserError
 from plumage.recipe import Recipe
 from plumage.report.page import write_report
+from plumage.report.reading import read_run
 
 EVIL = [
     "<b>bold</b> & \"quoted\" 'class'",
@@ -143,6 +144,43 @@ def test_every_section_in_its_order_and_the_numbers_of_the_files(tmp_path):
     assert not list(run.rglob("*.tmp*"))
     names = {"classes", "loss", "accuracy", "learning-rate", "gap", "calibration", "confusion"}
     assert {file.stem for file in (run / "figures").glob("*.png")} == names
+
+
+def test_the_number_to_publish_is_that_of_the_test_pictures(tmp_path):
+    run = make_run(tmp_path / "run")  # of each of six classes six pictures train, and three validate
+    before = read_run(run).counts("train")
+    with (run / "split.csv").open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows((f"test/{number}.jpg", EVIL[3], "test") for number in range(4))
+    counts = {side: read_run(run).counts(side).tolist() for side in ("train", "val", "test")}
+    assert counts == {"train": before.tolist(), "val": [3] * 6, "test": [0, 0, 0, 4, 0, 0]}
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert "36 training, 18 validation and 4 test pictures" in " ".join(page.texts["section"][1].split())
+    assert f"python main.py eval --run {run} --split test" in page.texts["code"]
+    about = {"accuracy": 0.625, "n": 4, "checkpoint": "best", "iteration": 20}
+    (run / "eval-test.json").write_text(json.dumps(about))
+    write_report([run], run / "report.html")
+    page = read(run / "report.html")
+    assert dict(zip(page.texts["dt"], page.texts["dd"], strict=True))["test accuracy, n = 4"] == "62.50%"
+    assert "The number to publish is the test accuracy" in page.texts["header"][0]
+    (run / "eval-test.json").write_text(json.dumps({**about, "checkpoint": "last", "iteration": 30}))
+    write_report([run], run / "report.html")
+    assert (
+        "The test accuracy is of checkpoint last, not of the best epoch" in read(run / "report.html").texts["header"][0]
+    )
+    for damage in (
+        {"accuracy": None},
+        {"accuracy": 2},
+        {"accuracy": "<b>"},
+        {"n": 0},
+        {"n": "4"},
+        {"accuracy": float("nan")},
+    ):
+        (run / "eval-test.json").write_text(json.dumps({**about, **damage}))
+        with pytest.raises(
+            UserError, match=r"eval-test\.json is damaged: python main.py eval .* --split test writes it"
+        ):
+            write_report([run], run / "report.html")
 
 
 def test_class_names_are_text_whatever_they_hold(tmp_path):

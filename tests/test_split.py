@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumage.data.samples import Samples
-from plumage.data.split import read_split, shared_pictures, stratified_split, write_split
+from plumage.data.split import read_split, stratified_split, write_split
 from plumage.errors import UserError
 
 counts = st.lists(st.integers(2, 40), min_size=1, max_size=12)
@@ -25,6 +25,18 @@ def test_every_class_is_on_both_sides_in_the_right_proportion(counts, fraction, 
 def test_a_seed_gives_one_split(counts, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert np.array_equal(stratified_split(labels, 0.2, seed), stratified_split(labels, 0.2, seed))
+
+
+def test_a_split_is_for_ever():
+    """Runs that have begun, and accuracies that are published, are of the split that this plain loop draws."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(7), [2, 3, 5, 10, 40, 41, 99]))
+    expected = np.full(200, "train")
+    for label in range(7):
+        members = [row for row in range(200) if labels[row] == label]
+        count = min(max(round(0.3 * len(members)), 1), len(members) - 1)
+        expected[np.random.default_rng([5, 0, label]).permutation(members)[:count]] = "val"
+    assert np.array_equal(stratified_split(labels, 0.3, 5), expected)
+    assert np.flatnonzero(expected == "val")[:8].tolist() == [1, 4, 5, 12, 14, 22, 27, 28]
 
 
 def test_another_seed_gives_another_split():
@@ -53,6 +65,24 @@ def test_is_read_back_as_written(tmp_path):
     assert np.array_equal(again.split, samples.split)
 
 
+def test_pictures_are_found_whose_names_are_in_another_of_unicodes_forms_now(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    was = [f"{composed}/{apart}.jpg", f"{apart}/1.jpg", "b/1.jpg", f"{composed}/2.jpg"]
+    now = [f"{apart}/{composed}.jpg", f"{apart}/1.jpg", "b/1.jpg", f"{apart}/2.jpg"]
+    for path in now:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    split = np.array(["val", "train", "test", "train"])
+    samples = Samples(tmp_path, was, np.array([0, 0, 1, 0]), [apart, "b"], split)
+    write_split(tmp_path / "split.csv", samples)
+    again = read_split(tmp_path / "split.csv", tmp_path, samples.classes)
+    assert again.paths == now
+    assert (again.labels.tolist(), again.split.tolist()) == ([0, 0, 1, 0], split.tolist())
+    (tmp_path / now[0]).unlink()
+    with pytest.raises(UserError, match=r"1 of its pictures are not in"):
+        read_split(tmp_path / "split.csv", tmp_path, samples.classes)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -68,9 +98,3 @@ def test_a_line_that_is_not_sound_is_refused(tmp_path, line):
     (tmp_path / "split.csv").write_text(f"path,label,split\n{line}\n")
     with pytest.raises(UserError, match=r"split\.csv"):
         read_split(tmp_path / "split.csv", tmp_path, ["a"])
-
-
-def test_names_the_pictures_that_are_on_both_sides():
-    digests = np.array([[1] * 16, [2] * 16, [1] * 16, [3] * 16, [2] * 16], np.uint8)
-    split = np.array(["train", "val", "val", "val", "train"])
-    assert shared_pictures(digests, split) == [(4, 1), (0, 2)]

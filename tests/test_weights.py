@@ -161,6 +161,12 @@ def test_the_counters_that_an_old_file_lacks_stay_as_they_are(source, model, tmp
     assert model.bn1.num_batches_tracked == 11
 
 
+def test_the_head_is_taken_over_for_classes_whose_names_are_in_another_of_unicodes_forms(source, model, tmp_path):
+    file = saved({"model": source.state_dict(), "classes": [*CLASSES[:-1], "e\u0301"]}, tmp_path / "w.pt")
+    assert load_pretrained(model, pretrained_weights("resnet18", str(file)), [*CLASSES[:-1], "\u00e9"])
+    assert same(model, source, head=True)
+
+
 @pytest.mark.parametrize(
     ("classes", "taken"), [(CLASSES, True), (CLASSES[::-1], False), (CLASSES[:4], False), (None, False)]
 )
