@@ -53,7 +53,7 @@ def untrained(folder: Path, machine: Machine, batch_size: int) -> RunDir:
 
 def forward_pass(predictor: Predictor, machine: Machine, files: list[str]) -> Callable[[], object]:
     """What evaluation does with pictures that are decoded already."""
-    stored = torch.from_numpy(np.stack([decode(Path(file), predictor.size) for file in files]))
+    stored = torch.from_numpy(np.stack([decode(Path(file), predictor.square).pixels for file in files]))
     batches = [
         Batch(0, pictures, torch.zeros(len(pictures), dtype=torch.int64), shard_of(len(pictures), 0, 1))
         for pictures in stored.split(predictor.batch_size)

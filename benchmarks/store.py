@@ -30,7 +30,7 @@ from table import provenance, publish
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plumage.birds.folder import draw_birds
-from plumage.data.decode import decode
+from plumage.data.decode import Square, decode
 from plumage.data.feed import reader
 from plumage.data.loader import Pictures, epoch_length, train_batches
 from plumage.data.store import Cache, Store, open_store
@@ -48,7 +48,7 @@ def paths_below(folder: Path) -> list[str]:
 def decode_share(files: list[Path], size: int, ready: "multiprocessing.Barrier") -> None:  # type: ignore[valid-type]
     ready.wait()
     for file in files:
-        decode(file, size)
+        decode(file, Square(size))
 
 
 def limit(files: list[Path], size: int) -> float:
@@ -68,7 +68,7 @@ def limit(files: list[Path], size: int) -> float:
 
 def build(folder: Path, size: int, cache: Path) -> tuple[Store, float]:
     start = perf_counter()
-    store = open_store(folder, paths_below(folder), size, Cache(cache))
+    store = open_store(folder, paths_below(folder), Square(size), Cache(cache))
     return store, perf_counter() - start
 
 

@@ -6,14 +6,17 @@ from contextlib import nullcontext, suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-# Named, so that no file is handed to a plug-in that starts another program (EPS does), whatever its suffix says.
-Image.init()
-FORMATS = sorted({"JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"} & Image.OPEN.keys())
-DECODER = 2  # part of a store's key: raise it whenever the same file would decode to other pixels
+from plumage.data.colour import transform_for
+from plumage.data.depth import FULL, LEARN, Deep, Levels, is_deep, of_image, read_deep
+from plumage.data.fit import ORIENTATION, finished, frame_of
+from plumage.data.formats import check_kind, formats_of, why_unreadable
+
+DECODER = 3  # part of a store's key: raise it whenever the same file would decode to other pixels
 # Pillow refuses at twice this number: 100 megapixels, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # JPEG's own; resizing takes 32 bytes for each pixel of a side
@@ -28,16 +31,39 @@ HUGE = 25_000_000
 LARGE = 32_000_000
 STRIP = 1_000_000  # pixels
 one_huge_picture = threading.Lock()
-ORIENTATION = ExifTags.Base.Orientation
+# What a profile of a picture of these modes is for, if not for RGB.
+GREY_OR_INK = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}
 # Odd EXIF blocks, palettes and sizes: what matters of them comes as an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(file: Path, size: int) -> np.ndarray:
-    """Decode a picture file to (size, size, 3) uint8 RGB: upright, alpha over white, the first frame of several.
+class Square(NamedTuple):
+    """What pictures become: squares of this side, in pixels.
 
-    Resized to the square by Pillow's antialiased bilinear filter. A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale
-    where that leaves AMPLE times ``size``: the same within rounding, in a fraction of the time and memory.
+    fit: how others are brought to that form, see Recipe. levels: the values of pictures of more than 8 bits that become
+    0 and 255; None where none are known, and LEARN where they are to be found in the pictures.
+    """
+
+    side: int
+    fit: str = "squash"
+    levels: Levels | None = None
+
+
+class Decoded(NamedTuple):
+    """pixels: (side, side, 3) uint8 RGB. extremes: the lowest and highest value of one of more than 8 bits, or None.
+
+    With levels that are still to be learnt, pixels of such a picture mean nothing.
+    """
+
+    pixels: np.ndarray
+    extremes: Levels | None = None
+
+
+def decode(file: Path, square: Square) -> Decoded:
+    """Decode a picture file to an RGB square: upright, in sRGB, alpha over white, the first page or frame of several.
+
+    Resized by Pillow's antialiased bilinear filter. A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where that leaves
+    AMPLE times the side: the same within rounding, in a fraction of the time and memory.
     Raises whatever Pillow raises on a file that it cannot read.
     """
     status = file.stat()
@@ -49,23 +75,26 @@ def decode(file: Path, size: int) -> np.ndarray:
     with (
         one_huge_picture if large else nullcontext(),
         Source(FileIO(file)) as source,
-        Image.open(source, formats=FORMATS) as opened,
+        open_picture(source, file.name) as opened,
     ):
-        source.left, source.counted = MAX_TRAILER, STREAMED + 1
-        if max(opened.size) > MAX_SIDE:
+        size = opened.size
+        if max(size) > MAX_SIDE:
             raise ValueError(f"is {opened.width} by {opened.height} pixels: no side may have more than {MAX_SIDE}")
         huge = opened.width * opened.height > HUGE  # a progressive JPEG is, at any scale
-        reduced = opened.draft(None, (AMPLE * size, AMPLE * size))
-        box = reduced[1] if reduced else None  # where the scale does not divide a side, a fraction of a pixel less
+        reduced = opened.draft(None, (AMPLE * square.side, AMPLE * square.side))
+        draft = (size, reduced[1]) if reduced else None  # a fraction of a pixel less where the scale divides no side
         with one_huge_picture if huge and not large else nullcontext():
+            if is_deep(opened):
+                deep = read_deep(opened, lambda: open_picture(source, file.name))
+                return deep_to_square(deep, opened, square)
             opened.load()  # which may change its mode
-            return to_square(opened, size, box)
+            return Decoded(to_square(opened, square, draft))
 
 
 class Source(BufferedReader):
     """A picture's file, of which ``left`` bytes can still be read in pieces of ``counted`` or more: all of its header.
 
-    Pixels stream in smaller pieces. WebP and AVIF are read at once, in one piece without a size.
+    Pixels stream in smaller pieces. WebP, AVIF and HEIC are read at once, in one piece without a size.
     """
 
     left, counted = MAX_HEADER, 1
@@ -78,31 +107,92 @@ class Source(BufferedReader):
                 raise OSError(f"holds more than {MAX_HEADER // 10**6} MB beside its pixels")
         return content
 
+    def head(self) -> bytes:
+        """Return the file's first bytes, from where reading goes on as it would have."""
+        place = self.tell()
+        self.seek(0)
+        content = super().read(4096)
+        self.seek(place)
+        return content
+
     def __repr__(self) -> str:
         return "the file"
 
 
-def to_square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """Turn a loaded picture, or its ``box``, into (size, size, 3) uint8 RGB as ``decode`` does; it stays as it is."""
+def open_picture(source: Source, name: str) -> ImageFile.ImageFile:
+    """Read the header of a picture of this name, from the file's beginning."""
+    source.seek(0)
+    source.left, source.counted = MAX_HEADER, 1
+    try:
+        opened = Image.open(source, formats=formats_of(name))
+    except UnidentifiedImageError as error:
+        raise ValueError(why_unreadable(name, source.head())) from error
+    source.left, source.counted = MAX_TRAILER, STREAMED + 1
+    check_kind(opened, name, source.head)
+    return opened
+
+
+def of_pillow(image: Image.Image, square: Square) -> Decoded:
+    """Turn an image of Pillow's into a square as ``decode`` does. It stays as it is, but for being loaded."""
+    if isinstance(image, ImageFile.ImageFile) and image.tile and is_deep(image) and image.mode[0] not in "IF":
+        raise ValueError("has colours of 16 bits, of which Pillow's image keeps 8: give its path")
+    image.load()
+    if is_deep(image):
+        return deep_to_square(of_image(image), image, square)
+    return Decoded(to_square(image, square))
+
+
+def to_square(
+    image: Image.Image,
+    square: Square,
+    draft: tuple[tuple[int, int], tuple[float, float, float, float]] | None = None,
+) -> np.ndarray:
+    """Turn a loaded picture of 8 bits into (side, side, 3) uint8 RGB as ``decode`` does; it stays as it is.
+
+    draft: its own size, and which part of this smaller one it fills.
+    """
     if not all(image.size):
         raise ValueError("has no pixels")
-    square = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
+    orientation, (size, part) = orientation_of(image), draft or (image.size, (0, 0, *image.size))
+    frame = frame_of(size, part[2:], square.side, square.fit, orientation)
+    mode = GREY_OR_INK.get(image.mode, "RGB")
+    to_srgb = transform_for(image.info.get("icc_profile"), mode)
+    whole = image if to_srgb and mode == "CMYK" else to_rgb(image)
+    small = whole.resize(frame.size, Image.Resampling.BILINEAR, frame.box)
+    if to_srgb:
+        small = to_srgb(small.getchannel(0) if mode == "L" else small)
+    return finished(small, frame, square.side, orientation)
+
+
+def deep_to_square(deep: Deep, image: Image.Image, square: Square) -> Decoded:
+    """Do the same with a picture of more than 8 bits; ``image`` has what else its file says."""
+    if not all(image.size):
+        raise ValueError("has no pixels")
+    extremes, orientation = deep.extremes(), orientation_of(image)
+    if square.levels == LEARN:
+        return Decoded(np.zeros((square.side, square.side, 3), np.uint8), extremes)
+    levels = square.levels or (FULL if deep.known else None)
+    if levels is None:
+        raise ValueError("has signed, 32-bit or floating-point numbers, of which the run has learnt no range")
+    frame = frame_of(deep.size, deep.size, square.side, square.fit, orientation)
+    pixels = deep.resized(
+        lambda whole: whole.resize(frame.size, Image.Resampling.BILINEAR, frame.box), extremes, levels
+    )
+    small = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    to_srgb = transform_for(image.info.get("icc_profile"), small.mode)
+    small = to_srgb(small) if to_srgb else small.convert("RGB")
+    return Decoded(finished(small, frame, square.side, orientation), extremes)
+
+
+def orientation_of(image: Image.Image) -> int:
     with suppress(Exception):  # a picture whose EXIF block is broken is still a picture
-        square.info = {}  # of which the orientation alone counts, whatever else the block holds
-        if len(image.info.get("exif", b"")) <= MAX_HEADER:
-            square.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
-        square = ImageOps.exif_transpose(square)
-    return np.asarray(square)
+        if len(image.info.get("exif", b"")) <= MAX_HEADER and (value := image.getexif()[ORIENTATION]) in range(2, 9):
+            return int(value)
+    return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode but floating point to RGB: transparency over white, 16-bit grey by its upper byte."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip everything above 255
-        pixels = np.asarray(image)
-        shift = 0 if image.mode == "I" and pixels.max() <= 255 else 8
-        image = Image.fromarray((pixels.clip(0, 65535) >> shift).astype(np.uint8))
+    """Convert any mode of 8 bits to RGB: transparency over white."""
     if image.has_transparency_data:
         return over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -110,6 +200,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def over_white(image: Image.Image) -> Image.Image:
     """Paste a picture with transparency over white, in strips: all of it as RGBA would take four bytes a pixel more."""
+    image = image.convert("LA") if image.mode == "La" else image
     white = Image.new("RGB", image.size, "white")
     rows = -(-STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -118,10 +209,10 @@ def over_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def decode_or_reason(file: Path, size: int) -> np.ndarray | str:
+def decode_or_reason(file: Path, square: Square) -> Decoded | str:
     """Return what ``decode`` does, or in one line why it cannot."""
     try:
-        return decode(file, size)
+        return decode(file, square)
     except Exception as error:  # damaged files raise nearly anything: struct.error, SyntaxError, MemoryError, …
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         for name in (str(file), repr(str(file))[1:-1]):

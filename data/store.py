@@ -5,22 +5,22 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
-from plumage.data.ahead import map_ahead
 from plumage.data.cache import STORES, discard
-from plumage.data.decode import DECODER, decode_or_reason
-from plumage.data.pixels import PixelFile, checksum
+from plumage.data.decode import DECODER, Square, decode_or_reason
+from plumage.data.depth import LEARN, Levels
+from plumage.data.facts import FACTS, NO_LEVELS, decode_all, learnt, still_readable
+from plumage.data.pixels import PixelFile
 from plumage.errors import UserError, first_line
 from plumage.files import (
     draft_of,
@@ -34,8 +34,8 @@ from plumage.tables import SKIPPED, read_table, write_table
 
 log = logging.getLogger("plumage")
 
-# A store's arrays: their type, and the bytes that a picture takes; of at most as many pictures.
-INDEX = {"keys": (np.uint64, 8), "readable": (np.int64, 8), "digests": (np.uint8, 16), "sums": (np.uint32, 4)}
+# A store's arrays: the key of each listed picture, and which of them can be read; of each of these, its facts.
+INDEX = {"keys": (np.uint64, ()), "readable": (np.int64, ()), **FACTS}
 MOST = 20_000_000
 FILES = ("index.npz", "skipped.csv", "pixels")
 
@@ -50,57 +50,61 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The pictures below ``root`` that can be read, as squares of side ``size``: row i shows ``paths[readable[i]]``.
+    """The pictures below ``root`` that can be read, as ``square`` says: row i shows ``paths[readable[i]]``.
 
-    readable: (n,) int64. digests: (n, 16) uint8, a hash of each row's pixels. skipped: (path, reason) of the others.
+    readable: (n,) int64. digests: (n, 16) uint8, a hash of each row's pixels. hashes: (n, HASHES) uint64, of what it
+    shows, as ``difference_hashes`` has them. extremes: (n, 2) float64, the lowest and the highest value of a picture of
+    more than 8 bits, else no numbers. skipped: (path, reason) of the others.
     pixels: a file that holds the picture of row i at its own row ``places[i]``, (n,) int64; or None: then files are
     decoded whenever they are read.
     """
 
     root: Path
     paths: list[str]
-    size: int
+    square: Square
     workers: int
     readable: np.ndarray
     digests: np.ndarray
+    hashes: np.ndarray
+    extremes: np.ndarray
     skipped: list[tuple[str, str]]
     pixels: PixelFile | None = None
     places: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self.readable), self.size, self.size, 3
+        return len(self.readable), self.square.side, self.square.side, 3
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return (len(rows), size, size, 3) uint8 RGB. Raises UserError when a file can no longer be read."""
+        """Return (len(rows), side, side, 3) uint8 RGB. Raises UserError when a file can no longer be read."""
         if self.pixels and self.places is not None:
             return self.pixels.read(self.places[rows])
         with ThreadPoolExecutor(self.workers) as pool:
             files = [self.root / self.paths[number] for number in self.readable[rows]]
-            pictures = list(pool.map(partial(decode_or_reason, size=self.size), files))
-        for file, picture in zip(files, pictures, strict=True):
-            if isinstance(picture, str):
-                raise UserError(f"{file} can no longer be read ({picture}); put it back and go on with --resume")
-        return np.stack(pictures) if pictures else np.empty((0, self.size, self.size, 3), np.uint8)
+            decoded = list(pool.map(partial(decode_or_reason, square=self.square), files))
+        pictures = [still_readable(file, each).pixels for file, each in zip(files, decoded, strict=True)]
+        return np.stack(pictures) if pictures else np.empty((0, *self.shape[1:]), np.uint8)
 
 
-def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
-    """Open a store that holds ``paths`` below ``root`` at side ``size``; build it first where the cache has none.
+def open_store(root: Path, paths: list[str], square: Square, cache: Cache) -> Store:
+    """Open a store that holds ``paths`` below ``root`` as ``square`` says; build it first where the cache has none.
 
-    A store knows its pictures by their files' names, sizes and times, and is of one root, size and decoder. When one
-    has been built, those of the same root and size go that nobody has open. Without a store, or room for it, files are
-    only checked here, and decoded whenever they are read.
+    A store knows its pictures by their files' names, sizes and times, and is of one root, square and decoder. When one
+    has been built, those of the same root, side and fit go that nobody has open. Without a store, or room for it, files
+    are only checked here, and decoded whenever they are read. Levels that are to be learnt are those of just these
+    pictures, whatever else the cache has.
     """
     workers = cache.workers
     if cache.use_store:
-        name, keys = _name(root, size), _keys(root, paths)
-        home = cache.folder / STORES / f"{name}-{_hash(keys.data)}"
+        name, keys = _name(root, square), _keys(root, paths)
+        home = cache.folder / STORES / f"{name}-{_identity(keys, np.array(square.levels or NO_LEVELS))}"
         try:
             for found in _stores(home, name):
                 try:
-                    store = _load(found, root, paths, keys, size, workers)
-                    # A chmod makes a file readable without changing its time.
-                    if store and all(isinstance(decode_or_reason(root / path, size), str) for path, _ in store.skipped):
+                    store = _load(found, root, paths, keys, square, workers)
+                    if found == home and not store:
+                        raise ValueError("its index lacks something")
+                    if store and _still_unreadable(store):
                         return store
                 except Exception as error:  # whatever numpy and zipfile make of a damaged file
                     log.warning(f"{found} is damaged ({first_line(error)}): decoding the pictures again")
@@ -108,14 +112,21 @@ def open_store(root: Path, paths: list[str], size: int, cache: Cache) -> Store:
                     with suppress(FileNotFoundError):
                         home.rename(draft := draft_of(home))
                         shutil.rmtree(draft, ignore_errors=True)
-            _build(home, root, paths, keys, size, workers)
+            _build(home, root, paths, keys, square, workers)
             _remove_stale(home, name)
-            if store := _load(home, root, paths, keys, size, workers):
+            if store := _load(home, root, paths, keys, square, workers):
                 return store
         except OSError as error:
             log.warning(f"no store in {cache.folder} ({error.strerror or error}): decoding on the fly, which is slower")
-    whole = _decode_all(root, paths, size, workers, "checking", lambda picture: None)
-    return Store(root, paths, size, workers, *whole)
+    whole = decode_all(root, paths, square, workers, "checking", lambda row, picture: None)
+    digests, hashes, extremes = (whole.facts[name] for name in ("digests", "hashes", "extremes"))
+    return Store(root, paths, whole.square, workers, whole.readable, digests, hashes, extremes, whole.skipped)
+
+
+def _still_unreadable(store: Store) -> bool:
+    """Return whether what a store skipped would be skipped again: a chmod leaves a file's time as it was."""
+    again = (decode_or_reason(store.root / path, store.square) for path, _ in store.skipped)
+    return all(isinstance(reason, str) for reason in again)
 
 
 def write_skipped(file: Path, skipped: list[tuple[str, str]]) -> None:
@@ -131,11 +142,12 @@ def read_skipped(file: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _name(root: Path, size: int) -> str:
-    """Return what the stores of a folder's pictures at a side are called, but for the hash of which pictures."""
+def _name(root: Path, square: Square) -> str:
+    """Return what the stores of a folder's pictures at a side and fit are called, but for which pictures."""
     place = root.resolve()
     shown = os.fsencode(place.name)[:100].decode(errors="ignore")
-    return f"{shown}-{size}px-{_hash(os.fsencode(place))}"
+    fit = "" if square.fit == "squash" else f"-{square.fit}"
+    return f"{shown}{fit}-{square.side}px-{_hash(os.fsencode(f'{place}{fit}'))}"
 
 
 def _keys(root: Path, paths: list[str]) -> np.ndarray:
@@ -167,90 +179,94 @@ def _remove_stale(home: Path, name: str) -> None:
         log.info(f"{home}: takes the place of {gone} earlier ones, which are removed")
 
 
-def _build(home: Path, root: Path, paths: list[str], keys: np.ndarray, size: int, workers: int) -> None:
+def _build(home: Path, root: Path, paths: list[str], keys: np.ndarray, square: Square, workers: int) -> None:
     """Write a store whole: a killed build, or two at the same time, leave no half store."""
     home.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(home.parent)
-    needed, free = len(paths) * size * size * 3, shutil.disk_usage(home.parent).free
+    needed, free = len(paths) * square.side**2 * 3, shutil.disk_usage(home.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-    sums: list[int] = []
     with folder_written_whole(home) as draft:
         with (draft / "pixels").open("wb") as out:
 
-            def write(picture: np.ndarray) -> None:
-                sums.append(checksum(picture))
+            def write(row: int, picture: np.ndarray) -> None:
+                out.seek(row * picture.nbytes)
                 out.write(picture.data)
 
-            readable, digests, skipped = _decode_all(root, paths, size, workers, "decoding", write)
-        checksums = np.array(sums, np.uint32)
-        np.savez(draft / "index.npz", keys=keys, readable=readable, digests=digests, sums=checksums)
-        write_skipped(draft / "skipped.csv", skipped)
+            found = decode_all(root, paths, square, workers, "decoding", write)
+        asked = np.array(square.levels or NO_LEVELS)
+        index: dict[str, Any] = {"keys": keys, "readable": found.readable, "asked": asked, **found.facts}
+        np.savez(draft / "index.npz", **index)
+        write_skipped(draft / "skipped.csv", found.skipped)
 
 
-def _load(home: Path, root: Path, paths: list[str], keys: np.ndarray, size: int, workers: int) -> Store | None:
+def _load(home: Path, root: Path, paths: list[str], keys: np.ndarray, square: Square, workers: int) -> Store | None:
     """Return the store in ``home`` as one of ``paths``; None where it lacks some. Raises something if it is damaged."""
     if not all((home / name).is_file() for name in FILES):  # opening a pipe would wait for ever
         raise ValueError("it lacks a file")
-    own, readable, digests, sums = _read_index(home)
+    if (index := _read_index(home)) is None:
+        return None
+    own, readable = index["keys"], index["readable"]
     order = np.argsort(own)
     listed = order[np.searchsorted(own, keys, sorter=order).clip(max=len(own) - 1)]
     if not np.array_equal(own[listed], keys):
         return None
-    reasons = dict(read_skipped(home / "skipped.csv"))
-    if len(readable) + len(reasons) != len(own):
-        raise ValueError("its lists do not go together")
-    pixels = PixelFile(home / "pixels", len(readable), size)
-    if not pixels.holds(sums, workers):
-        raise ValueError("its pixels are not those that were written")
     row_of = np.full(len(own), -1)
     row_of[readable] = np.arange(len(readable))
     rows = row_of[listed]
+    places = rows[rows >= 0]
+    extremes = index["extremes"][places]
+    levels = learnt(extremes) if square.levels == LEARN else square.levels
+    if learnt(extremes) and levels != _levels_of(index):
+        return None
+    reasons = dict(read_skipped(home / "skipped.csv"))
+    if len(readable) + len(reasons) != len(own):
+        raise ValueError("its lists do not go together")
+    pixels = PixelFile(home / "pixels", len(readable), square.side)
+    if not pixels.holds(index["sums"], workers):
+        raise ValueError("its pixels are not those that were written")
     skipped = [(paths[number], reasons[paths[number]]) for number in np.flatnonzero(rows < 0)]
     with suppress(OSError):  # another's
         os.utime(home)
-    places = rows[rows >= 0]
-    return Store(root, paths, size, workers, np.flatnonzero(rows >= 0), digests[places], skipped, pixels, places)
+    own_square, numbers = square._replace(levels=levels), np.flatnonzero(rows >= 0)
+    digests, hashes = index["digests"][places], index["hashes"][places]
+    return Store(root, paths, own_square, workers, numbers, digests, hashes, extremes, skipped, pixels, places)
 
 
-def _read_index(home: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the keys of what a store lists, which of them are readable, and the digests and checksums of these."""
-    index = read_arrays(home / "index.npz", {name: MOST * width for name, (_, width) in INDEX.items()})
-    keys, readable, digests, sums = (index[name] for name in INDEX)
-    fits = all(index[name].dtype == kind for name, (kind, _) in INDEX.items())
-    fits = fits and keys.ndim == readable.ndim == 1 and sums.shape == readable.shape
-    fits = fits and digests.shape == (len(readable), 16) and _hash(keys.data) == home.name[-16:]
+def _read_index(home: Path) -> dict[str, np.ndarray] | None:
+    """Return the arrays of INDEX, and (2,) float64 ``asked``, the levels; None where some lack, as in earlier versions.
+
+    Raises something where they are damaged.
+    """
+    most = {name: MOST * np.dtype(kind).itemsize * prod(shape) for name, (kind, shape) in INDEX.items()}
+    index = read_arrays(home / "index.npz", most | {"asked": 16})
+    if len(index) <= len(INDEX):
+        return None
+    keys, readable, asked = index["keys"], index["readable"], index["asked"]
+    fits = all(index[name].dtype == kind for name, (kind, _) in INDEX.items()) and keys.ndim == readable.ndim == 1
+    fits = fits and all(index[name].shape == (len(readable), *shape) for name, (_, shape) in FACTS.items())
+    fits = fits and (asked.dtype, asked.shape) == (np.float64, (2,)) and _identity(keys, asked) == home.name[-16:]
+    low, high = index["extremes"].T if fits else (keys, keys)
+    largest = np.finfo(np.float32).max  # that a picture has
+    ordered = (-largest <= low) & (low <= high) & (high <= largest)
+    fits = fits and bool(np.all(ordered | np.isnan(low) & np.isnan(high)))
     if not fits or (np.diff(readable, prepend=-1, append=len(keys)) < 1).any():
         raise ValueError("its index is not what was written")
-    return keys, readable, digests, sums
+    return index
+
+
+def _levels_of(index: dict[str, np.ndarray]) -> Levels | None:
+    """Return by which levels the pictures of more than 8 bits in a store were scaled."""
+    asked = index["asked"].tolist()
+    if tuple(asked) == LEARN:
+        return learnt(index["extremes"])
+    return None if np.isnan(asked).any() else (asked[0], asked[1])
+
+
+def _identity(keys: np.ndarray, levels: np.ndarray) -> str:
+    """Return the hash of which pictures a store has, and by which levels; of none, since it is built by the first."""
+    return _hash(keys.tobytes() + levels.tobytes())
 
 
 def _hash(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def _decode_all(
-    root: Path, paths: list[str], size: int, workers: int, verb: str, write: Callable[[np.ndarray], object]
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """Decode ``paths`` in order, and ``write`` each one's pixels. Returns Store's readable, digests and skipped."""
-    readable: list[int] = []
-    digests: list[bytes] = []
-    skipped: list[tuple[str, str]] = []
-    # Enough to go on with while a write waits for the disk, in 64 MiB.
-    ahead = max(2 * workers, min(32 * workers, 2**26 // (3 * size**2)))
-    # Threads do: Pillow releases the interpreter's lock while it decodes and resizes.
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(desc=verb, total=len(paths), unit="img", disable=None, leave=False) as bar,
-    ):
-        files = (root / path for path in paths)
-        results = map_ahead(pool, partial(decode_or_reason, size=size), files, ahead)
-        for number, picture in enumerate(results):
-            bar.update()
-            if isinstance(picture, str):
-                skipped.append((paths[number], picture))
-            else:
-                readable.append(number)
-                digests.append(hashlib.blake2b(picture.data, digest_size=16).digest())
-                write(picture)
-    return np.array(readable, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16), skipped

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from plumage.data.augment import MEAN, STD, Transform, center_crop
-from plumage.data.decode import decode_or_reason
+from plumage.data.decode import Decoded, Square, decode_or_reason
 from plumage.data.sources import list_pictures
 from plumage.data.store import Cache
-from plumage.engine.prepare import model_of, samples_of
+from plumage.engine.prepare import model_of, samples_of, square_of
 from plumage.errors import UserError, first_line
 from plumage.files import written_whole
 from plumage.inference.calibration import temperature_for
@@ -25,6 +25,11 @@ from plumage.models.weights import fingerprint
 from plumage.rundir.folder import RunDir
 
 PICTURES, BATCH, TOLERANCE = 128, 32, 1e-3
+FITS = {
+    "squash": "the whole of it to {0} by {0}",
+    "crop": "its short side to {0}, of which the centre of {0} by {0} is taken",
+    "pad": "its long side to {0}, laid on the centre of a grey (128) square of {0} by {0}",
+}
 
 
 def choose_format(name: str | None, output: Path | None) -> Format:
@@ -52,7 +57,7 @@ def export(
     if normalised_input and not form.holds_input:
         raise UserError(f"--normalised-input: {form.name} holds weights alone, which have no input; leave it out")
     model, recipe = model_of(run, checkpoint).eval(), run.recipe
-    stored = read_examples(example_files(run, cache, pictures), recipe.resize, cache.workers)
+    stored = read_examples(example_files(run, cache, pictures), square_of(recipe, run.levels), cache.workers)
     views = Transform(recipe.crop).center(stored) if normalised_input else center_crop(stored, recipe.crop)
     network = Network(model, recipe.crop, normalised_input).eval()
     metadata = describe(run, model, form, normalised_input)
@@ -96,11 +101,11 @@ def example_files(run: RunDir, cache: Cache, pictures: Path | None) -> list[Path
     return [files[row] for row in chosen]
 
 
-def read_examples(files: list[Path], size: int, workers: int) -> Tensor:
-    """Return (n, size, size, 3) uint8, the files that can be read. Raises UserError where none can."""
+def read_examples(files: list[Path], square: Square, workers: int) -> Tensor:
+    """Return (n, side, side, 3) uint8, the files that can be read. Raises UserError where none can."""
     with ThreadPoolExecutor(workers) as pool:
-        read = pool.map(partial(decode_or_reason, size=size), files)
-        stored = [picture for picture in read if not isinstance(picture, str)]
+        read = pool.map(partial(decode_or_reason, square=square), files)
+        stored = [each.pixels for each in read if isinstance(each, Decoded)]
     if not stored:
         raise UserError(f"none of {len(files)} pictures to compare on can be read: {files[0]}; give --pictures FOLDER")
     return torch.from_numpy(np.stack(stored))
@@ -115,11 +120,15 @@ def in_batches(logits: Logits, views: Tensor) -> Tensor:
 def describe(run: RunDir, model: nn.Module, form: Format, normalised_input: bool) -> dict[str, str]:
     """Return what goes with the weights, as JSON by key: classes, recipe, normalisation, input, temperature."""
     recipe = run.recipe
-    picture = f"resized to {recipe.resize} by {recipe.resize} with an antialiased bilinear filter, its centre cropped"
+    resized = f"resized with an antialiased bilinear filter, {FITS[recipe.fit].format(recipe.resize)}"
+    levels = f", values from {run.levels[0]} to {run.levels[1]} brought to 0 to 255" if run.levels else ""
     shape = f"(b, 3, {recipe.crop}, {recipe.crop}) float32 RGB, (x / 255 - mean) / std"
     if form.holds_input and not normalised_input:
         shape = f"(b, {recipe.crop}, {recipe.crop}, 3) uint8 RGB"
     metadata: dict[str, Any] = {"classes": run.classes, "recipe": asdict(recipe)}
-    metadata |= {"input": f"{shape}: the whole picture, {picture}", "normalisation": {"mean": MEAN, "std": STD}}
+    metadata |= {
+        "input": f"{shape}: the picture{levels}, in sRGB, {resized}; then its centre cropped",
+        "normalisation": {"mean": MEAN, "std": STD},
+    }
     metadata["temperature"] = temperature_for(run, fingerprint(model))
     return {key: json.dumps(value) for key, value in metadata.items()}

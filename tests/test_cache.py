@@ -15,6 +15,7 @@ from PIL import Image
 
 import plumage.files
 from plumage.data.cache import cache_folder, discard, entries, keep
+from plumage.data.decode import Square
 from plumage.data.store import Cache, open_store
 from plumage.errors import UserError
 
@@ -81,7 +82,7 @@ def test_an_empty_cache_is_no_error(cli, tmp_path):
 def test_what_is_in_use_stays(cli, tmp_path):
     folder = tmp_path / "xdg" / "plumage"
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    store = open_store(tmp_path, ["a.png"], 8, Cache(folder))
+    store = open_store(tmp_path, ["a.png"], Square(8), Cache(folder))
     fill(folder, "birds-v1", "birds-v1-seed1")
     keep(folder / "birds-v1")
     (folder / f".draft-{'1' * 32}").mkdir()  # being written

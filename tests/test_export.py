@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import onnx
@@ -17,10 +17,12 @@ from conftest import CLIPART, ROOT, TINY, draw_photos
 
 import plumage.inference.export
 from plumage.data.augment import MEAN, STD
-from plumage.data.decode import decode
+from plumage.data.decode import Square, decode
+from plumage.inference.export import FITS
 from plumage.inference.formats import FORMATS, write_pt2
 from plumage.main import export as cli_export
 from plumage.models.weights import trained_model
+from plumage.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def reference(run):
     recipe, classes = (json.loads((run / f"{name}.json").read_text()) for name in ("recipe", "classes"))
     folder = CLIPART / "unlabelled" if CLIPART.is_dir() else run.parent / "photos"
     files = sorted(file for file in folder.rglob("*") if file.suffix in (".png", ".jpg"))
-    crops = np.stack([decode(file, 36)[2:34, 2:34] for file in files])
+    crops = np.stack([decode(file, Square(36)).pixels[2:34, 2:34] for file in files])
     model = trained_model(run / "checkpoints" / "best.pt", "", classes, recipe["model"]).eval()
     with torch.inference_mode():
         return crops, model(normalised(crops))
@@ -214,3 +216,8 @@ def test_where_the_pictures_are_gone_others_do(run, export, tmp_path):
         assert "6 of 6 pictures" in out
     finally:
         recipe.write_text(before)
+
+
+def test_every_fit_is_told():
+    field = next(field for field in fields(Recipe) if field.name == "fit")
+    assert set(FITS) == set(field.metadata["choices"])

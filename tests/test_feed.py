@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from plumage.data.decode import Square
 from plumage.data.feed import reader, resident
 from plumage.data.pixels import PixelFile
 from plumage.data.store import Store
@@ -17,7 +18,12 @@ ROWS = np.array([1499, 3, 1024, 3])
 def store(tmp_path: Path) -> Store:
     (tmp_path / "pixels").write_bytes(PIXELS.tobytes())
     file, rows = PixelFile(tmp_path / "pixels", 1500, 4), np.arange(1500)
-    return Store(Path(), [""] * 1500, 4, 1, rows, np.zeros((1500, 16), np.uint8), [], file, rows)
+    digests, hashes, extremes = (
+        np.zeros((1500, 16), np.uint8),
+        np.zeros((1500, 4), np.uint64),
+        np.full((1500, 2), np.nan),
+    )
+    return Store(Path(), [""] * 1500, Square(4), 1, rows, digests, hashes, extremes, [], file, rows)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -16,8 +16,15 @@ import pytest
 from conftest import ROOT
 from hostile import read_or_refused
 from PIL import Image
+from test_colour import CURVES, of_colorants
+from test_depth import of_bits
+from test_depth import png as deep_png
+from test_depth import tiff as deep_tiff
+from test_formats import HEIC
 
 import plumage.data.decode
+import plumage.data.formats
+from plumage.data.decode import Square
 from plumage.data.sources import list_samples
 from plumage.data.store import Cache, open_store
 
@@ -61,7 +68,28 @@ def sound_pictures() -> dict[str, bytes]:
     rgb, grey, frames = Image.fromarray(noise), Image.fromarray(noise[..., 0]), {"save_all": True, "duration": 10}
     frames["append_images"] = [Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue")]
     bmp = encoded(rgb, "BMP")
-    return {
+    floats = rng.normal(0, 1e30, (20, 30)).astype(np.float32)
+    profile = of_colorants(*CURVES["P3"])
+    more = {"plain.avif": encoded(rgb, "AVIF")} if "AVIF" in plumage.data.formats.FORMATS else {}
+    more |= {"plain.heic": HEIC} if "HEIF" in plumage.data.formats.FORMATS else {}
+    return more | {
+        "wide.jpg": encoded(rgb, "JPEG", icc_profile=profile),
+        "wide.png": encoded(rgb, "PNG", icc_profile=profile),
+        "deep-rgb.png": deep_png(of_bits(12, 3)),
+        "deep-alpha.png": deep_png(of_bits(16, 4)),
+        "deep-grey-alpha.png": deep_png(of_bits(16, 2), True),
+        "deep.tif": deep_tiff(of_bits(12), ">"),
+        "deep-rgb.tif": deep_tiff(of_bits(12, 3), ">", True),
+        "signed.tif": deep_tiff(of_bits(12).astype(np.int16) - 99),
+        "real-floats.tif": deep_tiff(floats, "<", True),
+        "floats.tif": tiff((258, 3, 1, 32), (339, 3, 1, 3), (279, 4, 1, 256), pixels=b"\x7f" * 256),
+        "floats.ppm": b"Pf 5 5 -1.0\n" + b"\x7f" * 100,
+        "deep.ppm": b"P6 5 5 65535\n" + b"\x07\xff" * 75,
+        "plain.jp2": encoded(rgb, "JPEG2000"),
+        "plain.j2k": encoded(rgb, "JPEG2000", no_jp2=True),
+        "deep.jp2": encoded(Image.fromarray(rng.integers(0, 65536, (20, 30), np.uint16)), "JPEG2000"),
+        "plain.tga": encoded(rgb, "TGA"),
+        "packed.tga": encoded(rgb, "TGA", compression="tga_rle"),
         "plain.jpg": encoded(rgb, "JPEG"),
         "progressive.jpg": encoded(rgb, "JPEG", progressive=True),
         "ink.jpg": encoded(rgb.convert("CMYK"), "JPEG"),
@@ -97,6 +125,7 @@ def sound_pictures() -> dict[str, bytes]:
 
 def broken_pictures(sound: dict[str, bytes]) -> dict[str, bytes]:
     jpeg, gif, bmp, webp = (sound[f"plain.{suffix}"] for suffix in ("jpg", "gif", "bmp", "webp"))
+    jp2, j2k, tga = (sound[f"plain.{suffix}"] for suffix in ("jp2", "j2k", "tga"))
     size = jpeg.index(b"\xff\xc0") + 5
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as members:
@@ -149,14 +178,26 @@ def broken_pictures(sound: dict[str, bytes]) -> dict[str, bytes]:
         "fax.tif": tiff((259, 3, 1, 4), (258, 3, 1, 1), (256, 4, 1, 9000), (257, 4, 1, 9000)),
         "nowhere.tif": b"II*\0\xff\xff\xff\xff",
         "big.tif": b"II+\0\x08\0\0\0" + b"\xff" * 8,
-        "floats.tif": tiff((258, 3, 1, 32), (339, 3, 1, 3), (279, 4, 1, 256), pixels=b"\x7f" * 256),
+        "bomb.jp2": patched(jp2, jp2.index(b"ihdr") + 4, ">II", 60_000, 60_000),
+        "no-size.jp2": patched(jp2, jp2.index(b"ihdr") + 4, ">II", 0, 0),
+        "bomb.j2k": patched(j2k, 8, ">II", 60_000, 60_000),
+        "bomb.tga": patched(tga, 12, "<HH", 65_535, 65_535),
+        "no-size.tga": patched(tga, 12, "<HH", 0, 0),
+        "short.tga": patched(tga, 12, "<HH", 9000, 9000),
+        "map.tga": patched(tga, 1, "<BBHHB", 1, 1, 0, 65_535, 255),
+        "tga.jpg": tga,
+        "deep-bomb.png": deep_png(of_bits(12, 3)).replace(struct.pack(">II", 11, 11), struct.pack(">II", 9999, 9999)),
+        "planar.tif": deep_tiff(of_bits(12, 3), planar=2),
+        "deep-short.tif": deep_tiff(of_bits(12, 3)).replace(struct.pack("<I", 11), struct.pack("<I", 9999)),
+        "no-number.tif": deep_tiff(np.full((9, 9), np.nan, np.float32)),
+        "raw.dng": tiff(),
         "bomb.ppm": b"P6 60000 60000 255\n" + b"\0" * 99,
         "short.ppm": b"P6 9000 9000 255\n" + b"\0" * 99,
         "negative.ppm": b"P6 -5 5 255\n" + b"\0" * 99,
         "depth.ppm": b"P6 5 5 99999999999\n" + b"\0" * 99,
         "comment.ppm": b"P6 #" + b"x" * 100_000,
         "words.ppm": b"P3 5 5 255\n" + b"red green blue " * 25,
-        "floats.ppm": b"Pf 5 5 -1.0\n" + b"\x7f" * 100,
+        "deep-short.ppm": b"P6 9000 9000 65535\n" + b"\0" * 99,
     }
 
 
@@ -193,7 +234,7 @@ def sparse(file: Path, head: bytes, size: int, tail: bytes = b"") -> None:
 def write_long_files(root: Path, sound: dict[str, bytes]) -> dict[str, bool]:
     """Write files that are long, or say so in a header; return whether each is too long for a picture."""
     most, webp = plumage.data.decode.MAX_BYTES, sound["plain.webp"]
-    avif = encoded(Image.new("RGB", (30, 20)), "AVIF") if "AVIF" in plumage.data.decode.FORMATS else webp
+    avif = encoded(Image.new("RGB", (30, 20)), "AVIF") if "AVIF" in plumage.data.formats.FORMATS else webp
     heads = {
         "long.webp": webp,
         "riff.webp": webp[:4] + struct.pack("<I", most - 8) + webp[8:],
@@ -229,9 +270,12 @@ def write_long_files(root: Path, sound: dict[str, bytes]) -> dict[str, bool]:
 READ_ALL = """
 import json, re, resource, sys
 from pathlib import Path
+from plumage.data.decode import Square
+from plumage.data.depth import LEARN
 from plumage.data.store import Cache, open_store
 root, cache = map(Path, sys.argv[1:])
-store = open_store(root, json.loads((cache / "names").read_text()), 16, Cache(cache, workers=4))
+names = json.loads((cache / "names").read_text())
+store = open_store(root, names, Square(16, "crop", LEARN), Cache(cache, workers=4))
 if sys.platform == "linux":  # where ru_maxrss starts at the peak of the parent process, pytest's
     peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 else:
@@ -297,11 +341,16 @@ def test_pictures_that_are_large_at_once_are_decoded_one_after_the_other(tmp_pat
     monkeypatch.setattr(plumage.data.decode, "HUGE", 99)
     for side in (9, 10):
         Image.new("RGB", (side, 11)).save(tmp_path / f"{side}.png")
-        plumage.data.decode.decode(tmp_path / f"{side}.png", 4)
+        plumage.data.decode.decode(tmp_path / f"{side}.png", Square(4))
     assert alone == [False, True]
+    deep = plumage.data.decode.deep_to_square
+    monkeypatch.setattr(plumage.data.decode, "deep_to_square", lambda *given: alone.append(locked()) or deep(*given))
+    (tmp_path / "deep.png").write_bytes(deep_png(of_bits(12, 3)))
+    plumage.data.decode.decode(tmp_path / "deep.png", Square(4))
+    assert alone.pop()
     monkeypatch.setattr(plumage.data.decode, "LARGE", 0)
-    plumage.data.decode.decode(tmp_path / "9.png", 4)
-    plumage.data.decode.decode(tmp_path / "10.png", 4)  # both long and huge: not locked twice
+    plumage.data.decode.decode(tmp_path / "9.png", Square(4))
+    plumage.data.decode.decode(tmp_path / "10.png", Square(4))  # both long and huge: not locked twice
     assert alone == [False, True, True, True]
     assert not plumage.data.decode.one_huge_picture.locked()
 
@@ -312,7 +361,7 @@ def test_without_permission(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
     (tmp_path / "a" / "1.png").chmod(0)
-    ((path, reason),) = open_store(tmp_path, ["a/1.png", "b/1.png"], 8, Cache(tmp_path / "cache")).skipped
+    ((path, reason),) = open_store(tmp_path, ["a/1.png", "b/1.png"], Square(8), Cache(tmp_path / "cache")).skipped
     assert (path, "Permission denied" in reason) == ("a/1.png", True)
     (tmp_path / "b").chmod(0)
     assert read_or_refused(lambda: list_samples(tmp_path), tmp_path) is None  # of the one class that can be listed
