@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from plumage.data.sources import list_samples, locate
 from plumage.data.store import Cache
-from plumage.engine.prepare import load_teacher, load_weights
+from plumage.engine.prepare import list_labelled, load_teacher, load_weights
 from plumage.engine.signals import StopSignals
 from plumage.engine.train import train
 from plumage.errors import Diverged, Stopped, UserError, visible
@@ -35,7 +34,7 @@ log = logging.getLogger("plumage")
 class Trial:
     """One training: the varied options' ``values`` as they were given, and the recipe that they make with its seed.
 
-    All trials of one seed have the same split, unless val_fraction is varied: it is drawn from the labels by the seed.
+    All trials of one seed have the same split, which is drawn by it, unless one of the options on data is varied.
     """
 
     values: dict[str, Any]
@@ -166,10 +165,18 @@ def check(pairs: list[tuple[Trial, RunDir]], folder: Path, cache: Cache) -> None
         if changes:
             raise UserError(f"--run {run.path}: was trained with another recipe: {', '.join(changes)}; give another")
     new = [(trial.recipe, run) for trial, run in pairs if not run.holds_run]
-    classes = list_samples(locate(pairs[0][0].recipe.data, cache)).classes if new else []
-    for recipe, run in {(recipe.model, recipe.weights, recipe.teacher): (recipe, run) for recipe, run in new}.values():
-        load_teacher(recipe, classes)
+    classes: dict[tuple[Any, ...], list[str]] = {}
+    for recipe, run in {_inputs(recipe): (recipe, run) for recipe, run in new}.values():
+        pictures = _inputs(recipe)[:3]
+        if pictures not in classes:
+            classes[pictures] = list_labelled(recipe, cache).classes
+        load_teacher(recipe, classes[pictures])
         load_weights(recipe, run)
+
+
+def _inputs(recipe: Recipe) -> tuple[Any, ...]:
+    """Return what decides on the pictures that are listed, three values, and what on the networks that are loaded."""
+    return recipe.labels, recipe.min_pictures, recipe.group_by, recipe.model, recipe.weights, recipe.teacher
 
 
 def train_one(

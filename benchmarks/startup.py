@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 PARTS = {
     "imports": "Python, torch, torchvision, Ignite",
     "draw_birds": "drawing the birds",
-    "list_samples": "listing",
+    "list_labelled": "listing",
     "open_store": "decoding into the store, or finding it",
     "build": "the network, on its device, and the optimizer",
     "first step": "the split, the run's first files, the first batch and step",
@@ -55,7 +55,7 @@ def run_until_first_step(begun: float, arguments: list[str]) -> None:
         return wrapped
 
     plumage.data.sources.draw_birds = clocked(plumage.data.sources.draw_birds)
-    plumage.engine.prepare.list_samples = clocked(plumage.engine.prepare.list_samples)
+    plumage.engine.prepare.list_labelled = clocked(plumage.engine.prepare.list_labelled)
     plumage.data.dataset.open_store = clocked(plumage.data.dataset.open_store)
     build = clocked(plumage.engine.train.build)
 

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from plumage.data.copies import name_pairs, tell_copies, tell_twins
+from plumage.data.decode import Square
+from plumage.data.depth import LEARN, count_beyond, tell_beyond, tell_levels
+from plumage.data.duplicates import CROWD, connected, in_crowds, linked, near_duplicates
+from plumage.data.groups import group_split, numbered, tell_groups, tell_parted
 from plumage.data.samples import Samples, some
-from plumage.data.split import shared_pictures, stratified_split
+from plumage.data.split import stratified_split
 from plumage.data.store import Cache, Store, open_store, read_skipped
 from plumage.errors import UserError
 
@@ -23,7 +28,7 @@ class Dataset:
     rows: np.ndarray
 
     def indices(self, split: str) -> np.ndarray:
-        """Return which samples, (n,) int64, belong to "train", "val" or "all"."""
+        """Return which samples, (n,) int64, belong to "train", "val", "test" or "all"."""
         return np.arange(len(self.samples)) if split == "all" else np.flatnonzero(self.samples.split == split)
 
     def pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -32,52 +37,138 @@ class Dataset:
         return self.rows[indices], self.samples.labels[indices]
 
 
-def prepare(samples: Samples, size: int, val_fraction: float, seed: int, cache: Cache) -> Dataset:
-    """Decode ``samples``, and split them by seed if their source does not. Raises UserError when they are too few."""
-    dataset = read_all(samples, size, cache)
-    root, samples, split = samples.root, dataset.samples, dataset.samples.split
+def prepare(
+    samples: Samples,
+    square: Square,
+    val_fraction: float,
+    seed: int,
+    cache: Cache,
+    min_pictures: int = 1,
+    group_duplicates: bool = True,
+) -> Dataset:
+    """Decode ``samples``, and split them by seed if their source does not. Raises UserError when they are too few.
+
+    Classes with fewer readable pictures than ``min_pictures`` are left out. Near-duplicates stay on one side of the
+    split, if ``group_duplicates``, or are named where it is given. The levels of pictures of more than 8 bits are
+    learnt from them all; ``store.square`` has them.
+    """
+    dataset = read_all(samples, square._replace(levels=LEARN), cache, each_class=min_pictures == 1)
+    tell_levels(f"{samples.root}: ", dataset.samples.paths, dataset.store.extremes, dataset.store.square.levels)
+    samples, rows = choose_classes(dataset.samples, min_pictures, "readable ")
+    root, split = samples.root, samples.split
+    dataset = Dataset(samples, dataset.store, rows)
+    twins = find_twins(dataset) if group_duplicates else np.empty((0, 2), np.int64)
     if split is None:
-        alone = np.flatnonzero(np.bincount(samples.labels) == 1)
-        _refuse(samples, alone, "fewer than two readable pictures (one to train on, one to validate with)")
-        split = stratified_split(samples.labels, val_fraction, seed)
+        split = draw_split(samples, twins, val_fraction, seed)
+    elif samples.groups is not None:
+        tell_parted(samples, split)
     train, val = (np.sum(split == side) for side in ("train", "val"))
     if train < 2 or val < 1:
         raise UserError(f"{root}: {train} readable training and {val} validation pictures are too few; add some")
-    if pairs := shared_pictures(dataset.store.digests, split):
-        shared = [f"{samples.paths[val]} = {samples.paths[train]}" for train, val in pairs]
-        log.warning(
-            f"{root}: {len(shared)} validation pictures are also training pictures, pixel for pixel, "
-            f"which inflates accuracy: {some(shared, 3)}"
-        )
+    tell_copies(samples, split, dataset.store.digests[rows])
+    tell_twins(samples, split, dataset.store.digests[rows], twins)
     return replace(dataset, samples=replace(samples, split=split))
 
 
-def recall(samples: Samples, size: int, skipped: Path, cache: Cache) -> Dataset:
+def find_twins(dataset: Dataset) -> np.ndarray:
+    """Return (m, 2) int64, the samples that look nearly the same, without crowds of such, which are told."""
+    samples, store, rows = dataset.samples, dataset.store, dataset.rows
+
+    def read(samples: np.ndarray) -> np.ndarray:
+        return store.read(rows[samples])
+
+    digests = store.digests[rows]
+    twins = near_duplicates(store.hashes[rows], digests, read, store.workers)
+    # What is the same pixel for pixel stays together, however many there are.
+    crowd = in_crowds(len(samples), twins) & (digests[twins[:, 0]] != digests[twins[:, 1]]).any(axis=1)
+    if crowd.any():
+        log.warning(
+            f"{samples.root}: {len(np.unique(twins[crowd]))} pictures look nearly the same as others in groups of more "
+            f"than {CROWD}, which are of one kind rather than of one photo, so that they may part: "
+            f"{name_pairs(samples, twins[crowd])}; --group-by keeps together those of one video or object"
+        )
+    return twins[~crowd]
+
+
+def draw_split(samples: Samples, twins: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
+    """Draw (n,) "train" or "val" by the seed, for each class, with groups, and ``twins``, (m, 2) int64, together.
+
+    UserError where all must train.
+    """
+    if samples.groups is None and not len(twins):
+        return stratified_split(samples.labels, val_fraction, seed)
+    groups = np.arange(len(samples)) if samples.groups is None else numbered(samples.groups)
+    groups = connected(len(samples), np.concatenate([twins, linked(groups)]))
+    split = group_split(samples.labels, groups, val_fraction, seed)
+    if "val" not in split:
+        problem = "each class is in one group, so that none is left to validate with"
+        way_out = "give smaller groups, by --group-by or in the file of --labels"
+        if len(twins):
+            way_out += f"; {some([samples.paths[row] for row in twins[0]])} look nearly the same: --no-group-duplicates"
+        raise UserError(f"{samples.root}: {problem}; {way_out}")
+    tell_groups(samples, split, val_fraction)
+    return split
+
+
+def choose_classes(samples: Samples, least: int, which: str = "") -> tuple[Samples, np.ndarray]:
+    """Leave out classes of fewer than ``least`` pictures, by name. Return the others' samples, and their rows, (m,).
+
+    which: the kind of pictures, for messages. Raises UserError where too few classes stay, where but one
+    trains, or where one that stays cannot be on both sides of a split that is yet to be drawn.
+    """
+    counts = np.bincount(samples.labels, minlength=len(samples.classes))
+    kept = counts >= least
+    rows = np.flatnonzero(kept[samples.labels])
+    few, left = ([name for name, stays in zip(samples.classes, kept, strict=True) if stays == one] for one in (0, 1))
+    if few:
+        what = f"--min-pictures {least}: {len(few)} classes of {samples.root} have fewer {which}pictures"
+        if len(left) < 2:
+            raise UserError(f"{what}, which leaves {some(left) or 'none'}, and two are needed; give a lower number")
+        log.warning(f"{what}, and are left out: {some(few)}")
+        numbers = (np.cumsum(kept) - 1)[samples.labels[rows]]
+        samples = replace(samples.select(rows), labels=numbers, classes=left)
+    if samples.split is None:
+        alone = np.flatnonzero(counts[kept] == 1)
+        _refuse(samples, alone, f"fewer than two {which}pictures (one to train on, one to validate with)")
+    elif len(learnt := np.unique(samples.labels[samples.split == "train"])) < 2:
+        names = some([samples.classes[label] for label in learnt]) or "none"
+        raise UserError(f"{samples.root}: {which}training pictures are of {names} alone: add those of another class")
+    return samples, rows
+
+
+def recall(samples: Samples, square: Square, skipped: Path, cache: Cache) -> Dataset:
     """Open what ``prepare`` made for a run, by the ``samples`` of its split.csv and by its skipped.csv."""
     # The unreadable files belong to the list by which the store is known.
     paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
-    store = open_store(samples.root, paths, size, cache)
+    store = open_store(samples.root, paths, square, cache)
     row_of = {paths[number]: row for row, number in enumerate(store.readable)}
     if lost := [path for path in samples.paths if path not in row_of]:
         raise UserError(f"{samples.root}: {len(lost)} pictures of the run cannot be read any more: {some(lost, 3)}")
     return Dataset(samples, store, np.array([row_of[path] for path in samples.paths]))
 
 
-def read_all(samples: Samples, size: int, cache: Cache) -> Dataset:
-    """Decode ``samples``, and leave out what cannot be read. Raises UserError when that is most, or all of a class."""
-    store = open_store(samples.root, samples.paths, size, cache)
+def read_all(samples: Samples, square: Square, cache: Cache, each_class: bool = True) -> Dataset:
+    """Decode ``samples``, and leave out what cannot be read. Raises UserError when that is most of them.
+
+    each_class: or all of a class.
+    """
+    store = open_store(samples.root, samples.paths, square, cache)
     if store.skipped:
         reasons = [f"{path} ({reason})" for path, reason in store.skipped]
         verdict = f"{samples.root}: {len(reasons)} of {len(samples)} pictures cannot be read"
         if 2 * len(reasons) > len(samples):
             raise UserError(f"{verdict}: {some(reasons, 1)}")
         log.warning(f"{verdict} and are left out: {some(reasons, 3)}")
+    levels, deep = store.square.levels, store.extremes[~np.isnan(store.extremes[:, 0])]
+    tell_beyond(f"{samples.root}: ", count_beyond(deep.tolist(), levels), levels)
     readable = samples.select(store.readable)
-    _refuse(samples, np.setdiff1d(samples.labels, readable.labels), "no readable picture")
+    if each_class:
+        _refuse(samples, np.setdiff1d(samples.labels, readable.labels), "no readable picture")
     return Dataset(readable, store, np.arange(len(readable)))
 
 
 def _refuse(samples: Samples, labels: np.ndarray, problem: str) -> None:
     """Raise UserError when there are any ``labels``, (m,) int64, of classes with too few pictures."""
     if names := [samples.classes[label] for label in labels]:
-        raise UserError(f"{samples.root}: {problem} of {some(names)}: add pictures, or take the class away")
+        way_out = "add pictures, or leave such classes out, as train --min-pictures 2 does"
+        raise UserError(f"{samples.root}: {problem} of {some(names)}: {way_out}")

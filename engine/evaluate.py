@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from plumage.data.store import Cache
 from plumage.engine.criterion import LabelSmoothingLoss
 from plumage.engine.evaluator import create_evaluator, run_evaluator
 from plumage.engine.handlers import attach_progress
+from plumage.engine.learnt import tell_learnt
 from plumage.engine.metrics import calibration_bins, logit_gap
 from plumage.engine.prepare import model_and_iteration, other_dataset, recall_dataset
 from plumage.errors import UserError
 from plumage.hardware.device import Machine
 from plumage.models.weights import fingerprint
+from plumage.recipe import Recipe
 from plumage.rundir.evaluation import MISTAKES, SAMPLES, THUMBNAIL, Evaluation
 from plumage.rundir.folder import RunDir
 
@@ -39,7 +42,8 @@ def evaluate(
     """Evaluate a run's model, and keep what it measured in the run, as eval-<split>.json and .npz.
 
     checkpoint: best, last or a file. data: another labelled folder, matched by class name, whose results go to
-    eval-<folder>-<split>.json. split: train, val or all; by default val of the run's own pictures, else all.
+    eval-<folder>-<split>.json. split: train, val, test, or all of them; by default val of the run's own pictures, else
+    all.
     """
     recipe, classes, device = run.recipe, run.classes, machine.device
     split = split or ("val" if data is None else "all")
@@ -49,9 +53,12 @@ def evaluate(
     if machine.compile:
         model.compile()
     dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
+    if data is not None:
+        tell_learnt(f"--data {data}", run, Recipe.create({**asdict(recipe), "data": data}), dataset, split)
     rows, labels = dataset.pictures(split)
     if not len(rows):
-        raise UserError(f"--split {split}: {dataset.samples.root} has no such pictures; take another split")
+        needs = " (a data set with train/, val/ and test/ has some)" if split == "test" else ""
+        raise UserError(f"--split {split}: {dataset.samples.root} has no such pictures{needs}; take another split")
 
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     view = Transform(recipe.crop).to(device)

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from plumage.data.dataset import Dataset, prepare, read_all, recall
+from plumage.data.dataset import Dataset, choose_classes, prepare, read_all, recall
+from plumage.data.decode import Square
+from plumage.data.depth import Levels
+from plumage.data.groups import group_by
+from plumage.data.labels import read_labels
 from plumage.data.samples import Samples, some
 from plumage.data.sources import list_samples, locate
 from plumage.data.split import MOVED, read_digests, read_split, write_digests, write_split
@@ -31,6 +35,7 @@ from plumage.models.weights import (
     pretrained_weights,
     trained_model,
 )
+from plumage.names import composed
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir, weights_file
 
@@ -39,11 +44,23 @@ log = logging.getLogger("plumage")
 
 def gather(recipe: Recipe, run: RunDir, begun: bool, cache: Cache) -> tuple[Dataset, nn.Module | None, Weights | None]:
     """Read the pictures, and teacher and weights to start from, if any. What needs no decoded picture comes first."""
-    samples = None if begun else list_samples(locate(recipe.data, cache))
+    samples = None if begun else list_labelled(recipe, cache)
     classes = samples.classes if samples else run.classes
     teacher, pretrained = load_teacher(recipe, classes), load_weights(recipe, run)
-    dataset = prepare_dataset(recipe, samples, cache) if samples else recall_dataset(recipe, run, cache)
+    if samples is None:
+        return recall_dataset(recipe, run, cache), teacher, pretrained
+    dataset = prepare_dataset(recipe, samples, cache)
+    if dataset.samples.classes != classes:  # some have too few readable pictures
+        teacher = load_teacher(recipe, dataset.samples.classes)
     return dataset, teacher, pretrained
+
+
+def list_labelled(recipe: Recipe, cache: Cache) -> Samples:
+    """List a new run's pictures, with what they show and which are in a group. UserError where they will not do."""
+    folder = locate(recipe.data, cache)
+    samples = list_samples(folder) if recipe.labels == "none" else read_labels(Path(recipe.labels), folder)
+    samples, _ = choose_classes(samples, recipe.min_pictures)
+    return samples if recipe.group_by == "none" else group_by(samples, recipe.group_by)
 
 
 def check_alike(dataset: Dataset, machine: Machine) -> None:
@@ -93,14 +110,28 @@ def model_and_iteration(run: RunDir, checkpoint: str) -> tuple[nn.Module, int | 
     return network_of(content, f"--checkpoint {file}", classes, recipe.model, **sides), iteration_of(content)
 
 
+def square_of(recipe: Recipe, levels: Levels | None = None) -> Square:
+    """Return what pictures become in a run of this recipe, and of these levels."""
+    return Square(recipe.resize, recipe.fit, levels)
+
+
 def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
     """Decode and split the pictures of a new run. Raises UserError where the recipe does not go with them."""
-    dataset = prepare(samples, recipe.resize, recipe.val_fraction, recipe.seed, cache)
+    dataset = prepare(
+        samples,
+        square_of(recipe),
+        recipe.val_fraction,
+        recipe.seed,
+        cache,
+        recipe.min_pictures,
+        recipe.group_duplicates,
+    )
     classes, smoothing, batch_size = len(dataset.samples.classes), recipe.smoothing, recipe.batch_size
     train, val = (len(dataset.indices(side)) for side in ("train", "val"))
     if smoothing > (most := (classes - 1) / classes):
         raise UserError(f"--smoothing {smoothing}: with {classes} classes at most {most:.3g}, the uniform target")
-    log.info(f"{classes} classes, {train} training and {val} validation pictures")
+    test = f"; eval --split test has {held} more" if (held := len(dataset.indices("test"))) else ""
+    log.info(f"{classes} classes, {train} training and {val} validation pictures{test}")
     if batch_size > train:
         log.warning(f"--batch-size {batch_size}: each step takes the {train} training pictures that there are")
     if (idle := idist.get_world_size() - batch_size // 2) > 0:
@@ -121,7 +152,7 @@ def recall_dataset(recipe: Recipe, run: RunDir, cache: Cache) -> Dataset:
 
     Raises UserError where they are not there, or where others are in a place that the run does not know.
     """
-    dataset = recall(samples_of(run, recipe, cache), recipe.resize, run.skipped, cache)
+    dataset = recall(samples_of(run, recipe, cache), square_of(recipe, run.levels), run.skipped, cache)
     if others := changed_pictures(run, dataset):
         which = f"{len(others)} pictures are not what they were when {run.path} began: {some(others, 3)}"
         if recipe.data != run.recipe.data:
@@ -167,15 +198,21 @@ def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:
 
     Split as the folder itself is; if it is not, and must be, as the run was, whose pictures it then has to hold.
     """
-    recipe, classes = run.recipe, run.classes
+    recipe, classes, square = replace(run.recipe, data=data), run.classes, square_of(run.recipe, run.levels)
+    chosen = recipe.labels != "none" or recipe.min_pictures > 1  # so that not all of its folders are the run's classes
+    if chosen and Recipe.create(asdict(recipe)).data == run.recipe.data:
+        return recall_dataset(recipe, run, cache)
     samples = list_samples(locate(data, cache), least_classes=1)
-    if unknown := [name for name in samples.classes if name not in classes]:
+    number = {composed(name): label for label, name in enumerate(classes)}  # of an older run they may be in any form
+    if unknown := [name for name in samples.classes if name not in number]:
         learnt = some(classes, 10)
-        raise UserError(f"--data {data}: the run was not trained on {some(unknown)}; its classes are {learnt}")
+        raise UserError(
+            f"--data {data}: the run was not trained on {some(unknown)}; its classes are {learnt}; leave out others"
+        )
     if samples.split is None and split != "all":
-        return recall(samples_of(run, replace(recipe, data=data), cache), recipe.resize, run.skipped, cache)
-    labels = np.array([classes.index(name) for name in samples.classes])[samples.labels]
-    return read_all(replace(samples, labels=labels, classes=classes), recipe.resize, cache)
+        return recall(samples_of(run, recipe, cache), square, run.skipped, cache)
+    labels = np.array([number[name] for name in samples.classes])[samples.labels]
+    return read_all(replace(samples, labels=labels, classes=classes), square, cache)
 
 
 def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> None:
@@ -184,6 +221,7 @@ def begin(run: RunDir, recipe: Recipe, dataset: Dataset, machine: Machine) -> No
     write_split(run.split, dataset.samples)
     write_digests(run.digests, dataset.store.digests[dataset.rows])
     write_skipped(run.skipped, dataset.store.skipped)
+    run.keep_levels(dataset.store.square.levels)
     run.describe(recipe, dataset.samples.classes, environment(machine))
 
 

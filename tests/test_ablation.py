@@ -15,10 +15,10 @@ import torch
 from conftest import TINY
 from scipy import stats
 from test_signals import signalling, stopped
-from test_train import TinyNetwork, flat, result
+from test_train import TinyNetwork, flat, result, write_labels
 
 import plumage.ablation
-import plumage.data.store
+import plumage.data.facts
 import plumage.engine.evaluate
 import plumage.engine.resume
 import plumage.engine.train
@@ -139,6 +139,10 @@ def test_names_are_safe_and_distinct():
         (["--vary", "smoothing=0,0.1", "--precision", "fp16"], "--precision"),
         (["--vary", "teacher=none,nowhere.pt"], "nowhere.pt"),
         (["--vary", "mixup=0,0.1", "--teacher", "nowhere.pt"], "nowhere.pt"),
+        (["--vary", "labels=none,nowhere.csv"], "nowhere.csv"),
+        (["--vary", "min-pictures=1,11"], "--min-pictures 11"),
+        (["--vary", "group-by=none,(nothing)"], "--group-by '(nothing)'"),
+        (["--vary", "group-by=none,nothing"], "--group-by 'nothing'"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing_behind(command, cli, tmp_path, options, says):
@@ -197,6 +201,20 @@ def test_an_ablation(command, cli, photos, tmp_path):
         ]  # fmt: skip
 
 
+def test_labels_and_groups_may_vary_and_their_file_go(command, cli, photos, tmp_path):
+    """Each combination learns its own classes, and goes on by what its runs hold."""
+    write_labels(tmp_path / "labels.csv", photos)
+    options = [*command, "--vary", f"labels=none,{tmp_path / 'labels.csv'}", "--vary", "min-pictures=1,6"]
+    code, out, err = cli(*options, "--run", tmp_path / "a")
+    assert code == 0, err
+    labels, number = tmp_path / "labels.csv", {}
+    for run in (RunDir(path) for path in (tmp_path / "a").iterdir() if path.is_dir()):
+        number[run.recipe.labels, run.recipe.min_pictures] = len(run.classes)
+    assert number == {("none", 1): 3, ("none", 6): 3, (str(labels), 1): 4, (str(labels), 6): 2}
+    labels.unlink()
+    assert cli(*options, "--run", tmp_path / "a")[:2] == (0, "\n".join(table_of(out)) + "\n")
+
+
 def contents(folder, but=()):
     """Every file's time and bytes."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name not in but]
@@ -238,7 +256,7 @@ def undisturbed(command, cli, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (plumage.data.store, "decode_or_reason", 5),
+        (plumage.data.facts, "decode_or_reason", 5),
         (plumage.engine.train.Transform, "random", 2),
         (plumage.engine.train.Transform, "random", 20),  # six steps a run: in the fourth
         (plumage.engine.checkpoint, "save_checkpoint", 5),
