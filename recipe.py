@@ -1,5 +1,6 @@
 """Recipe: every hyper-parameter of a run. A new one is a field here; the command line and recipe.json follow."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -7,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plumage.errors import UserError
+from plumage.errors import UserError, first_line
 from plumage.files import expanded, read_object
 
 Rule = tuple[str, Callable[[Any], bool]]
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive of Windows has one letter
 
 
 def between(low: int, high: int) -> Rule:
@@ -42,13 +44,19 @@ class Recipe:
     data: str = _data(
         "birds",
         "Pictures to learn from: birds (built in; birds:species=50,pictures=30,seed=1 draws others), cub200, or a "
-        "folder that holds a folder per class, or train/ and val/.",
+        "folder that holds a folder per class, or train/, val/ and maybe test/.",
     )
     preset: str = _run(
         "finetune",
         "Where the other options take their defaults from. finetune: your own pictures, from ImageNet weights. demo: "
         "small pictures, from random weights, in minutes. paper: ImageNet from random weights.",
         choices=("finetune", "demo", "paper"),
+    )
+    labels: str = _data(
+        "none",
+        "Labels from a CSV or TSV file with a header, of pictures in --data, whose folders then mean nothing. Columns: "
+        "path (or file, filename, image, id, image_id), label (or class, target, species, category), and if there "
+        "split (train, val, test) and group. A run's split.csv is such a file.",
     )
     model: str = _model(
         "resnet50",
@@ -59,6 +67,13 @@ class Recipe:
     zero_gamma: bool = _model(False, "Start each block with its last BatchNorm's weights at 0. Needs --weights none.")
     resize: int = _data(256, "Resize pictures to squares of this side, in pixels.", SIDE)
     crop: int = _data(224, "Side of the square that the network sees: random in training, the centre after.", SIDE)
+    fit: str = _data(
+        "squash",
+        "How a picture becomes a square. squash: both sides are resized. crop: the short side is, and the centre is "
+        "cut out. pad: the long side is, on grey.",
+        choices=("squash", "crop", "pad"),
+    )
+    flip: bool = _regular(True, "Mirror pictures at random. Not where left and right differ: digits, text, arrows.")
     augment: str = _regular(
         "crop",
         "crop: take random squares of side --crop, and flip them at random. resized-crop: take random windows of 8 to "
@@ -83,6 +98,19 @@ class Recipe:
     teacher: str = _regular("none", "Distillation: learn also from a run or checkpoint of the same classes.")
     temperature: float = _regular(20.0, "Distillation: divide both networks' outputs by this.", DIVISOR)
     val_fraction: float = _data(0.2, "Fraction of each class to validate on, if the data has no split.", INNER_FRACTION)
+    min_pictures: int = _data(1, "Leave out classes with fewer pictures than this.", AT_LEAST_1)
+    group_by: str = _data(
+        "none",
+        "Keep pictures together that share what this regular expression's first group matches in their path below "
+        "--data, as in --group-by '^(patient\\d+)': all of them train, or all validate.",
+    )
+    group_duplicates: bool = _data(True, "Keep pictures that look nearly the same on one side of the split.")
+    balance: float = _regular(
+        0.0,
+        "Show rare classes more often: a class with n pictures is drawn in proportion to n^(1 - BALANCE). 0: off. 1: "
+        "all classes equally.",
+        between(0, 1),
+    )
     momentum: float = _optim(0.9, "Nesterov momentum of SGD.", FRACTION)
     weight_decay: float = _regular(1e-4, "L2 penalty on the weights.", AT_LEAST_0)
     bias_decay: bool = _regular(True, "Apply --weight-decay to biases and BatchNorm too, not only to layers' weights.")
@@ -112,6 +140,8 @@ class Recipe:
                 raise UserError(f"{name} {value}: must be one of {', '.join(option.metadata['choices'])}")
             if (rule := option.metadata["must_be"]) and not rule[1](value):
                 raise UserError(f"{name} {value}: must be {rule[0]}")
+        if self.group_by != "none":
+            check_pattern(self.group_by)
         if self.crop > self.resize:
             raise UserError(f"--crop {self.crop}: must not be larger than --resize {self.resize}")
         if self.zero_gamma and self.weights != "none":
@@ -140,12 +170,15 @@ class Recipe:
         scaled = values.get("lr", "auto") == "auto"
         if scaled:
             values.pop("lr", None)
-        named = {"data": ("cub200",), "weights": ("imagenet", "imagenet-v2", "none"), "teacher": ("none",)}
+        named = {"data": ("cub200",), "weights": ("imagenet", "imagenet-v2", "none")}
+        named |= {"teacher": ("none",), "labels": ("none",)}
         for name, words in named.items():
             if name in values and values[name] not in words and not (name == "data" and is_birds(values[name])):
                 try:
                     if not values[name]:
                         raise ValueError("is empty")
+                    if URL.match(values[name]):
+                        raise ValueError("is a URL: download it first, and unpack it if it is an archive")
                     values[name] = str(Path(expanded(values[name])).resolve())
                 except (RuntimeError, ValueError, OSError) as error:
                     raise UserError(f"--{name} '{values[name]}': {error}; give a path") from error
@@ -163,11 +196,14 @@ class Recipe:
     def contradictions(self, given: Mapping[str, Any]) -> list[str]:
         """Return the options given by hand that differ from this recipe, as ``--name value (was value)``.
 
-        The place of the data may differ: which pictures are there decides.
+        The place of the data may differ: which pictures are there decides. So may that of a file of labels, which the
+        run has taken over.
         """
         was, now = asdict(self), asdict(Recipe.create({**asdict(self), **given}))
-        differ = (name for name in given if name != "data" and now[name] != was[name])
-        return [f"{option_name(name)} {now[name]} (was {was[name]})" for name in differ]
+        moved = {"data", *(("labels",) if Path(was["labels"]).name == Path(now["labels"]).name else ())}
+        differ = (name for name in given if name not in moved and now[name] != was[name])
+        own = {name: as_given(name, was[name]).removeprefix(f"{option_name(name)} ") for name in was}
+        return [f"{as_given(name, now[name])} (was {own[name]})" for name in differ]
 
 
 def is_birds(data: str) -> bool:
@@ -175,8 +211,25 @@ def is_birds(data: str) -> bool:
     return data.partition(":")[0] == "birds"
 
 
+def check_pattern(group_by: str) -> None:
+    """Raise UserError where ``group_by`` is no regular expression with a group."""
+    try:
+        problem = "" if re.compile(group_by).groups else "has no group, which is what stands in parentheses"
+    except (re.error, RecursionError, OverflowError) as error:
+        problem = first_line(error)
+    if problem:
+        raise UserError(f"--group-by {group_by!r}: {problem}; give a regular expression such as '^(patient\\d+)'")
+
+
 def option_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
+
+
+def as_given(field_name: str, value: Any) -> str:
+    """Return an option with its value as one writes it: ``--epochs 10``, ``--no-flip``."""
+    if isinstance(value, bool):
+        return option_name(field_name if value else f"no_{field_name}")
+    return f"{option_name(field_name)} {value}"
 
 
 FROM_SCRATCH = {"weights": "none", "zero_gamma": True}

@@ -21,8 +21,10 @@ EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
-def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int, shard: Shard | None = None) -> Tensor:
-    """Cut a square window at a random place of each picture, and mirror it left to right with probability 1/2.
+def random_crop_flip(
+    images: Tensor, crop: int, seed: int, iteration: int, shard: Shard | None = None, flip: bool = True
+) -> Tensor:
+    """Cut a square window at a random place of each picture and, with ``flip``, mirror it with probability 1/2.
 
     (b, side, side, 3) uint8 → (b, crop, crop, 3) uint8. Draws are made on the CPU: every device sees the same.
     shard: which pictures of a larger batch these are, so that each gets the draws of its place there.
@@ -30,10 +32,10 @@ def random_crop_flip(images: Tensor, crop: int, seed: int, iteration: int, shard
     batch, side = images.shape[:2]
     places, whole = shard or (slice(None), batch)
     rng = generator(seed, Purpose.CROP, iteration)
-    corners, flip = rng.integers(0, side - crop + 1, (2, whole, 1)), rng.random((1, whole, 1)) < 0.5
-    top, left, flipped = _send(np.concatenate([corners, flip])[:, places], images.device)
+    corners, mirror = rng.integers(0, side - crop + 1, (2, whole, 1)), rng.random((1, whole, 1)) < 0.5 * flip
+    top, left, mirrored = _send(np.concatenate([corners, mirror])[:, places], images.device)
     across = torch.arange(crop, device=images.device)
-    rows, columns = top + across, left + torch.where(flipped > 0, across.flip(0), across)
+    rows, columns = top + across, left + torch.where(mirrored > 0, across.flip(0), across)
     picture = torch.arange(batch, device=images.device)
     return images[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
 
@@ -128,16 +130,32 @@ class Transform(nn.Module):
 
     augment: "crop" (window and flip), "resized-crop" (Inception's), or "paper": that, then colours (He et al. 2019,
     section 2.1). mixup: α of λ ~ Beta(α, α), one for each batch, or 0 for none; it needs the number of ``classes``.
+    flip: whether pictures may be mirrored.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, crop: int, seed: int = 0, augment: str = "crop", mixup: float = 0.0, classes: int = 0):
+    def __init__(
+        self,
+        crop: int,
+        seed: int = 0,
+        augment: str = "crop",
+        mixup: float = 0.0,
+        classes: int = 0,
+        flip: bool = True,
+    ):
         super().__init__()
         assert augment in ("crop", "resized-crop", "paper")
         assert mixup == 0 or classes
-        self.crop, self.seed, self.augment, self.mixup, self.classes = crop, seed, augment, mixup, classes
+        self.crop, self.seed, self.augment, self.mixup, self.classes, self.flip = (
+            crop,
+            seed,
+            augment,
+            mixup,
+            classes,
+            flip,
+        )
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -164,10 +182,10 @@ class Transform(nn.Module):
     def _augment(self, images: Tensor, iteration: int, shard: Shard | None) -> Tensor:
         """Turn (b, side, side, 3) uint8 into normalised (b, crop, crop, 3) float32."""
         if self.augment == "crop":
-            return self.normalise(random_crop_flip(images, self.crop, self.seed, iteration, shard))
+            return self.normalise(random_crop_flip(images, self.crop, self.seed, iteration, shard, self.flip))
         places, whole = shard or (slice(None), len(images))
-        windows, flip = random_windows(whole, self.seed, iteration)
-        views = resized_crop(images, windows[:, places], flip[places], self.crop)
+        windows, mirror = random_windows(whole, self.seed, iteration)
+        views = resized_crop(images, windows[:, places], mirror[places] & self.flip, self.crop)
         if self.augment == "resized-crop":
             return self.normalise(views)
         coefficients, noise = random_colours(whole, self.seed, iteration)

@@ -69,18 +69,32 @@ def epoch_length(pictures: int, batch_size: int) -> int:
     return whole + (rest > 1)
 
 
-def epoch_order(pictures: int, seed: int, epoch: int) -> np.ndarray:
-    """Return (pictures,) int64: the order in which 0-based ``epoch`` goes through the training set."""
-    return generator(seed, Purpose.ORDER, epoch).permutation(pictures)
+def epoch_order(labels: np.ndarray, seed: int, epoch: int, balance: float = 0.0) -> np.ndarray:
+    """Return (n,) int64: in which order 0-based ``epoch`` shows the pictures of ``labels``, (n,) int64.
+
+    balance: P of drawing a class with n_c pictures in proportion to n_c^(1 − P). Each picture is due e times, the same
+    for all of a class, and is shown e times rounded up or down: along the running sum of e, at each whole number.
+    """
+    rng = generator(seed, Purpose.ORDER, epoch)
+    order = rng.permutation(len(labels))
+    if not balance:
+        return order
+    order = order[np.argsort(labels[order], kind="stable")]
+    due = np.bincount(labels)[labels[order]] ** -float(balance)
+    ends = np.floor(due.cumsum() * len(labels) / due.sum() + rng.random())
+    ends[-1] = len(labels)  # which rounding may have missed
+    return rng.permutation(order.repeat(np.diff(ends, prepend=0).astype(np.int64)))
 
 
-def train_batches(pictures: Pictures, seed: int, start: int = 0, with_neighbour: bool = False) -> Iterator[Batch]:
+def train_batches(
+    pictures: Pictures, seed: int, start: int = 0, with_neighbour: bool = False, balance: float = 0.0
+) -> Iterator[Batch]:
     """Yield training batches from iteration ``start`` on, without end; those before it cost nothing.
 
-    with_neighbour: begin each shard with the picture before it, which mixup needs.
+    with_neighbour: begin each shard with the picture before it, which mixup needs. balance: see epoch_order.
     """
     per_epoch = epoch_length(len(pictures.rows), pictures.batch_size)
-    order = lru_cache(maxsize=1)(partial(epoch_order, len(pictures.rows), seed))
+    order = lru_cache(maxsize=1)(partial(epoch_order, pictures.labels, seed, balance=balance))
     picks = ((iteration, order(iteration // per_epoch), iteration % per_epoch) for iteration in count(start))
     return _load(pictures, picks, with_neighbour)
 

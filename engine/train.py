@@ -20,6 +20,7 @@ from plumage.engine import handlers, prepare
 from plumage.engine.checkpoint import Saver, TrainingState
 from plumage.engine.criterion import DistillationLoss, LabelSmoothingLoss
 from plumage.engine.evaluator import create_evaluator, run_evaluator
+from plumage.engine.learnt import tell_weights
 from plumage.engine.metrics import check_finite
 from plumage.engine.resume import is_finished, restore
 from plumage.engine.schedule import learning_rate
@@ -72,6 +73,8 @@ def train(
     state, evaluator = build(recipe, machine, dataset.samples.classes, len(training.rows), pretrained, teacher)
     validate = partial(run_evaluator, evaluator, validation, state.average or state.model)
     if rank == 0:
+        if not begun:
+            tell_weights(recipe, dataset)
         note = prepare.go_on if begun else prepare.begin
         note(run, recipe, dataset, machine)
 
@@ -121,7 +124,7 @@ def build(
         for parameter in model.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
-    view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes)).to(device)
+    view = Transform(recipe.crop, recipe.seed, recipe.augment, recipe.mixup, len(classes), recipe.flip).to(device)
 
     trainer = create_trainer(network, optimizer, scaler, loss, view.random, machine, recipe)
     average = handlers.attach_ema(trainer, model, recipe.ema) if recipe.ema else None
@@ -220,7 +223,7 @@ def ends_early(history: History, recipe: Recipe) -> bool:
 def run_trainer(state: TrainingState, pictures: Pictures) -> None:
     """Train from where ``state`` is to the end. Raises UserError where there is too little memory."""
     recipe, device = state.recipe, state.machine.device
-    batches = train_batches(pictures, recipe.seed, state.iteration, with_neighbour=recipe.mixup > 0)
+    batches = train_batches(pictures, recipe.seed, state.iteration, recipe.mixup > 0, recipe.balance)
     try:
         state.trainer.run(batches, max_epochs=recipe.epochs, epoch_length=state.epoch_length)
     except Exception as error:

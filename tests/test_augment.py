@@ -126,6 +126,23 @@ def test_a_step_is_a_function_of_seed_and_iteration(mode, alpha):
         assert alpha == 0 or not torch.equal(one[1], other[1])
 
 
+@pytest.mark.parametrize("mode", ["crop", "resized-crop", "paper"])
+def test_without_flip_left_stays_left(mode):
+    """Of grey pictures that get brighter to the right, and stay so at every draw of the window and the colours."""
+    images = (torch.arange(12, dtype=torch.uint8) * 20).expand(64, 12, 12)[..., None].expand(64, 12, 12, 3)
+    labels = torch.zeros(64, dtype=torch.int64)
+
+    def rises(flip):
+        seen, _ = Transform(8, 3, mode, flip=flip).random(images, labels, 5)
+        return (seen[..., -1] > seen[..., 0]).flatten(1).all(dim=1)
+
+    mirrored = ~rises(True)
+    assert 16 < mirrored.sum() < 48
+    assert rises(False).all()
+    one, other = (Transform(8, 3, mode, flip=flip).random(images, labels, 5)[0][~mirrored] for flip in (True, False))
+    assert torch.equal(one, other)  # the other draws are the same
+
+
 @pytest.mark.parametrize("draw", [random_windows, random_colours])
 def test_each_draw_is_a_function_of_seed_and_iteration(draw):
     one = draw(6, 3, 5)

@@ -26,6 +26,13 @@ def test_the_defaults_are_the_reference_reports():
         "schedule": "cosine",
     }
     off = {
+        "labels": "none",
+        "fit": "squash",
+        "flip": True,
+        "min_pictures": 1,
+        "group_by": "none",
+        "group_duplicates": True,
+        "balance": 0.0,
         "zero_gamma": False,
         "augment": "crop",
         "mixup": 0.0,
@@ -128,16 +135,23 @@ def test_a_path_may_begin_with_the_home_folder_or_be_called_so(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     given = {"~/photos": "/home/me/photos", "~no-such-user": tmp_path / "~no-such-user", "~root": tmp_path / "~root"}
     (tmp_path / "~root").mkdir()
-    for name in ("data", "weights", "teacher"):
+    for name in ("data", "weights", "teacher", "labels"):
         for path, meant in given.items():
             assert getattr(Recipe.create({"data": "cub200", name: path}), name) == str(meant)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b"])
 def test_a_path_that_is_none_is_named(path):
-    for name in ("data", "weights", "teacher"):
+    for name in ("data", "weights", "teacher", "labels"):
         with pytest.raises(UserError, match=f"--{name}"):
             Recipe.create({"data": "cub200", name: path})
+
+
+@pytest.mark.parametrize("url", ["https://a.org/birds.zip", "http://a", "S3://a/b", "gs://a", "hf://a/b", "file:///a"])
+@pytest.mark.parametrize("name", ["data", "weights", "teacher", "labels"])
+def test_a_url_is_to_be_downloaded_first(name, url):
+    with pytest.raises(UserError, match=rf"--{name} '{url}': is a URL: download it first, and unpack it if it is an"):
+        Recipe.create({name: url})
 
 
 def test_is_read_back_as_written(tmp_path):
@@ -163,6 +177,38 @@ def test_contradictions_are_the_options_that_differ():
         "--epochs 20 (was 10)",
         "--seed 1 (was 0)",
     ]
+    assert recipe.contradictions({"flip": False}) == ["--no-flip (was --flip)"]
+
+
+def test_a_file_of_labels_may_move_but_another_contradicts():
+    recipe = Recipe.create({"data": "cub200", "labels": "/here/labels.csv"})
+    assert recipe.contradictions({"labels": "/there/labels.csv"}) == []
+    assert recipe.contradictions({"labels": "/here/others.csv"}) == ["--labels /here/others.csv (was /here/labels.csv)"]
+    assert recipe.contradictions({"labels": "none"}) == ["--labels none (was /here/labels.csv)"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("", "has no group"),
+        ("patient", "has no group"),
+        ("(?:patient)", "has no group"),
+        ("(patient", "unterminated subpattern"),
+        ("*", "nothing to repeat"),
+        ("(a)" + "(" * 3000 + ")" * 3000, ""),
+        ("(a){99999999999}", ""),
+        ("two\nlines", "has no group"),
+    ],
+)
+def test_a_pattern_that_groups_nothing_is_refused(pattern, says):
+    with pytest.raises(UserError, match=f"^--group-by '.*': .*{says}.*give a regular") as refused:
+        Recipe.create({"data": "cub200", "group_by": pattern})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pattern", ["none", r"^(patient\d+)", r"(?P<patient>\d+)_", "(a)|b"])
+def test_a_pattern_with_a_group_is_taken(pattern):
+    assert Recipe.create({"data": "cub200", "group_by": pattern}).group_by == pattern
 
 
 def test_every_option_has_a_help_text():

@@ -94,6 +94,7 @@ def tricks(tiny, tmp_path):
     return {
         "weights": str(tmp_path / "weights.pt"),
         "augment": "paper",
+        "balance": 0.5,
         "mixup": 0.2,
         "accumulate": 2,
         "teacher": str(tmp_path / "teacher"),
@@ -618,7 +619,10 @@ CHANGES = {
     "zero_gamma": [True],
     "resize": [22],
     "crop": [14],
+    "flip": [False],
+    "fit": ["crop", "pad"],
     "augment": ["resized-crop", "paper"],
+    "balance": [0.5],
     "mixup": [0.2],
     "batch_size": [6],
     "accumulate": [2],
@@ -629,6 +633,7 @@ CHANGES = {
     "teacher": ["teacher"],
     "temperature": [2.0],
     "val_fraction": [0.2],
+    "group_duplicates": [False],
     "momentum": [0.8],
     "weight_decay": [1e-3],
     "bias_decay": [False],
@@ -639,17 +644,33 @@ CHANGES = {
     "clip_grad_norm": [0.01],
     "ema": [0.9],
     "early_stopping": [1],
+    "labels": ["labels.csv"],
+    "min_pictures": [6],
+    "group_by": [r"(\d)\.jpg"],
 }
 NEEDS = {
+    "min_pictures": {"labels": "labels.csv"},
     "temperature": {"teacher": "teacher"},
     "freeze_backbone_epochs": {"weights": "weights.pt"},
     "early_stopping": {"lr": 1e-12},  # no epoch is better than the first
+    "group_duplicates": {"data": "with copies"},
 }
 
 
-def test_every_option_changes_the_weights(tiny, tricks, tmp_path, monkeypatch):
+def write_labels(file, photos):
+    """Label the pictures otherwise than their folders do: a fourth class has five of them."""
+    rows = [(path.relative_to(photos), f"{path.parent.name[0]}") for path in sorted(photos.rglob("*.jpg"))]
+    rows[:5] = [(path, "few") for path, _ in rows[:5]]
+    file.write_text("file,species\n" + "".join(f'"{path}",{label}\n' for path, label in rows), encoding="utf-8")
+
+
+def test_every_option_changes_the_weights(tiny, tricks, tmp_path, photos, monkeypatch):
     _, call = tiny
     monkeypatch.chdir(tmp_path)
+    write_labels(tmp_path / "labels.csv", photos)
+    shutil.copytree(photos, "with copies")
+    for picture in Path("with copies").glob("*/[0-4].jpg"):
+        shutil.copy(picture, picture.with_suffix(".jpeg"))
     # sync_bn is of several processes: tests/test_distributed.py
     assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset", "sync_bn"}
 
@@ -746,3 +767,115 @@ def test_no_step_waits_for_the_gpu(options, precision):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert 0 < trainer.state.metrics["loss"] < 100
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_resume_takes_the_labels_from_the_run(tiny, tmp_path, photos, gone):
+    """Whatever has become of the file that they came from."""
+    _, call = tiny
+    file = tmp_path / "labels.csv"
+    write_labels(file, photos)
+    whole = call(tmp_path / "whole", labels=str(file))
+    assert whole.classes == ["b", "few", "g", "r"]
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 7, labels=str(file))
+    if gone:
+        file.unlink()
+    else:
+        file.write_text("path,label\n")
+    assert flat(result(call(tmp_path / "run", labels=str(file)))) == flat(result(whole))
+
+
+def test_classes_left_out_and_unreadable_pictures_do_not_disturb_a_resume(tiny, tmp_path, photos):
+    _, call = tiny
+    write_labels(tmp_path / "labels.csv", photos)
+    (photos / "red apple" / "3.jpg").write_bytes(b"no picture")
+    options = {"labels": str(tmp_path / "labels.csv"), "min_pictures": 6, "group_by": r"(\d)\.jpg"}
+    whole = call(tmp_path / "whole", **options)
+    assert whole.classes == ["g", "r"]
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 7, **options)
+    assert flat(result(call(tmp_path / "run", **options))) == flat(result(whole))
+    (machine, cache), _ = tiny
+    assert evaluate(whole, machine, cache).accuracy == whole.history.best["val_accuracy"]
+
+
+def test_classes_left_out_do_not_keep_the_runs_own_folder_from_being_evaluated(tiny, tmp_path, photos):
+    (machine, cache), call = tiny
+    shutil.copytree(photos / "red apple", photos / "few", ignore=shutil.ignore_patterns("[2-9].jpg"))
+    run = call(tmp_path / "run", min_pictures=4, epochs=1)
+    assert len(run.classes) == 3
+    assert evaluate(run, machine, cache, data=str(photos), split="val").accuracy == run.history.best["val_accuracy"]
+    shutil.copytree(photos, tmp_path / "others")
+    with pytest.raises(UserError, match=r"was not trained on few; .*; leave out others$"):
+        evaluate(run, machine, cache, data=str(tmp_path / "others"))
+
+
+def test_a_teacher_must_be_of_the_classes_that_stay(tiny, tricks, tmp_path, photos):
+    """Before anything is decoded where the listing tells which, and after it where unreadable pictures do."""
+    (_, cache), call = tiny
+    teacher = str(tmp_path / "teacher")
+    for number in range(3):
+        extra = photos / "yellow" / f"{number}.jpg"
+        extra.parent.mkdir(exist_ok=True)
+        shutil.copy(photos / "red apple" / f"{number}.jpg", extra)
+    shutil.rmtree(cache.folder)
+    with pytest.raises(UserError, match="of other classes than the 4 here"):
+        call(tmp_path / "run", teacher=teacher)
+    assert not cache.folder.exists()
+    assert len(call(tmp_path / "three", teacher=teacher, min_pictures=4, epochs=1).classes) == 3
+    for number in range(8):
+        (photos / "red apple" / f"{number}.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="of other classes than the 2 here"):
+        call(tmp_path / "two", teacher=teacher, min_pictures=4)
+
+
+def test_weights_of_a_run_that_was_trained_on_what_now_validates_are_told_of(tiny, tmp_path, photos, caplog):
+    _, call = tiny
+    first, elsewhere = call(tmp_path / "first", epochs=1), tmp_path / "elsewhere"
+    shutil.copytree(photos, elsewhere)
+    rows = first.split.read_text(encoding="utf-8").splitlines()[1:]
+    trained = {row.rsplit(",", 2)[0].strip('"') for row in rows if row.endswith(",train")}
+
+    def told(name, **options):
+        caplog.clear()
+        run = call(tmp_path / name, epochs=1, **options)
+        again = [row for row in run.split.read_text(encoding="utf-8").splitlines() if row.endswith(",val")]
+        seen = sum(row.rsplit(",", 2)[0].strip('"') in trained for row in again)
+        lines = [line for line in caplog.messages if "flatters" in line]
+        return seen, len(again), lines
+
+    def line(option, source, seen, n):
+        return f"{option} {source}: {first.path} was trained on {seen} of these {n} val pictures, which flatters it: "
+
+    best = str(first.path / "checkpoints" / "best.pt")
+    for number, (option, source) in enumerate([("weights", str(first.path)), ("weights", best), ("teacher", best)]):
+        for data in (photos, elsewhere):
+            seen, n, (said,) = told(f"run {number} {data.name}", data=str(data), seed=1, **{option: source})
+            assert 0 < seen < n
+            assert said.startswith(line(f"--{option}", source, seen, n))
+    assert told("same split", weights=best)[::2] == (0, [])
+    # Of squares of another size the pixels tell nothing: the paths do, in the same folder alone.
+    seen, n, (said,) = told("another size", weights=best, seed=1, resize=22)
+    assert said.startswith(line("--weights", best, seen, n))
+    assert told("another size and place", weights=best, seed=1, resize=22, data=str(elsewhere))[2] == []
+    first.split.write_text("damaged")
+    assert told("damaged", weights=best, seed=1)[2] == []
+
+
+def test_an_evaluation_on_pictures_of_the_training_is_told_of(tiny, tmp_path, photos, caplog):
+    (machine, cache), call = tiny
+    run, other = call(tmp_path / "run", epochs=1), tmp_path / "other"
+    for number, source in enumerate(sorted(photos.rglob("*.jpg"))):  # under other names, and beside as many of its own
+        (folder := other / source.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / f"copy {number}.jpg")
+        Image.new("RGB", (40, 50), (number, 0, 0)).save(folder / f"new {number}.jpg")
+    caplog.clear()
+    evaluate(run, machine, cache, data=str(other))
+    (line,) = [line for line in caplog.messages if "trained on" in line]
+    assert line.startswith(f"--data {other}: {run.path} was trained on 18 of these 60 pictures, which flatters it: ")
+    assert line.count("/copy ") == 3
+    caplog.clear()
+    evaluate(run, machine, cache)
+    evaluate(run, machine, cache, data=str(photos), split="val")
+    assert "trained on" not in caplog.text
