@@ -106,7 +106,12 @@ def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cach
     show_default="the run's own",
     help="Another folder, with the run's classes; or where the run's own pictures have moved to.",
 )
-@click.option("--split", type=click.Choice(["val", "train", "all"]), show_default="val; with --data, all")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "train", "test", "all"]),
+    show_default="val; with --data, all",
+    help="Which pictures. test: those that neither training nor the choice of the best epoch has seen. all: all three.",
+)
 @click.option(
     "--calibrate",
     is_flag=True,
@@ -156,18 +161,21 @@ def predict(inputs: tuple[str, ...], folder: Path | None, output: Path | None, f
 
     INPUT is a picture, a folder of pictures and folders, or - to read such names from standard input, one per line.
 
-    For a competition: predict test -o submission.csv --columns id,label --id stem --order sample_submission.csv
+    For a competition: predict test -o submission.csv --id stem --order sample_submission.csv
     """
     StopSignals()
     run = find_run(folder)
     from plumage.inference import predict as inference  # noqa: PLC0415
-    from plumage.inference.table import Table  # noqa: PLC0415
+    from plumage.inference.order import arrange  # noqa: PLC0415
+    from plumage.inference.table import COLUMNS, Table  # noqa: PLC0415
 
     # Who asks for an order has a program read the rows, and gave the names.
-    table = Table(run.classes, **opt.take(options, opt.TABLE_FIELDS), exact=options["order"] is not None)
+    order, columns = options["order"], options["columns"]
+    form = opt.take(options, opt.TABLE_FIELDS)
+    table = Table(run.classes, columns=columns or COLUMNS, **form, exact=order is not None)
     if output:
         check_output(output, force)
-    paths = table.arrange(inference.list_inputs(inputs), options["order"])
+    table, paths = arrange(table, inference.list_inputs(inputs), order, takes_header=columns is None)
     how = opt.take(options, ("checkpoint", "calibrated", "tta", "workers"))
     predictor = inference.load_predictor(run, choose_machine(options, run.precision), **how)
     if output is None:

@@ -207,14 +207,14 @@ model_options = all_of(
     click.option("--run", "folder", type=PATH, show_default="the newest in runs/", help="Folder of the trained run."),
     click.option("--checkpoint", type=Place(), default="best", help="best, last, or a checkpoint file."),
 )
-TABLE_FIELDS = ("form", "columns", "identity", "label", "top_k", "probabilities")
+TABLE_FIELDS = ("form", "identity", "label", "top_k", "probabilities")
 rows_options = all_of(
     rows("--format", "form", type=Choice(["csv", "jsonl"]), default="csv", help="CSV, or JSON lines."),
     rows(
         "--columns",
         type=column_names,
         metavar="NAMES",
-        default="path,label,probability",
+        show_default="--order's header, else path,label,probability",
         help="Names of the columns for the picture, its label, and its probability. Fewer names give fewer columns.",
     ),
     rows(
@@ -224,10 +224,20 @@ rows_options = all_of(
         default="path",
         help="How to name a picture: by its path, its file name, or its file name without the suffix.",
     ),
-    rows("--label", type=Choice(["name", "index"]), default="name", help="How to name a class."),
+    rows(
+        "--label",
+        type=Choice(["name", "index"]),
+        default="name",
+        help="How to name a class: index is its row in classes.json, from 0.",
+    ),
     rows("--top-k", type=IntRange(1), default=1, help="Classes per picture, the most probable first."),
-    rows("--probabilities", is_flag=True, help="Add the probability of every class."),
-    rows("--order", type=PATH, help="Write the rows of this list or sample submission alone, in its order; see --id."),
+    rows("--probabilities", is_flag=True, help="Add the probability of every class, in the order of classes.json."),
+    rows(
+        "--order",
+        type=PATH,
+        help="Write the rows of this list or sample submission alone, in its order; see --id. Its header is taken "
+        "over, with --probabilities also its order of classes.",
+    ),
 )
 
 

@@ -1,7 +1,6 @@
 """A run's model on pictures that have no labels: files in a stream, or whatever Python hands over."""
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,11 +18,12 @@ from tqdm import tqdm
 
 from plumage.data.ahead import map_ahead
 from plumage.data.augment import Transform
-from plumage.data.decode import decode_or_reason, to_square
+from plumage.data.decode import Decoded, Square, decode_or_reason, of_pillow
+from plumage.data.depth import count_beyond, tell_beyond
 from plumage.data.samples import some
 from plumage.data.sources import list_pictures
 from plumage.engine.evaluator import forward
-from plumage.engine.prepare import model_of
+from plumage.engine.prepare import model_of, square_of
 from plumage.errors import UserError, first_line
 from plumage.files import expanded, text_output
 from plumage.hardware.cores import usable_cores
@@ -32,6 +32,7 @@ from plumage.inference.calibration import temperature_for
 from plumage.inference.table import Table
 from plumage.models.weights import fingerprint
 from plumage.rundir.folder import RunDir
+from plumage.tables import text_of
 
 log = logging.getLogger("plumage")
 
@@ -58,7 +59,7 @@ class Predictor:
 
     model: nn.Module
     classes: list[str]
-    size: int
+    square: Square
     view: Transform
     batch_size: int
     machine: Machine
@@ -85,18 +86,23 @@ class Predictor:
         # Not as a context: a stream that is left early must not wait in the garbage collector, see data/loader.py.
         pool = ThreadPoolExecutor(self.workers)
         try:
-            decode = partial(read_picture, size=self.size)
+            decode = partial(read_picture, square=self.square)
             decoded = map_ahead(pool, decode, pictures, self.batch_size + 2 * self.workers)
+            beyond, levels = 0, self.square.levels
             for group in in_batches(decoded, self.batch_size):
-                readable = [picture for picture in group if not isinstance(picture, str)]
-                rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))) if readable else ())
-                yield from (picture if isinstance(picture, str) else next(rows) for picture in group)
+                readable = [each for each in group if isinstance(each, Decoded)]
+                beyond += count_beyond([each.extremes for each in readable], levels)
+                stored = [each.pixels for each in readable]
+                rows = iter(self.probabilities(torch.from_numpy(np.stack(stored))) if stored else ())
+                yield from (each if isinstance(each, str) else next(rows) for each in group)
+            with tqdm.external_write_mode(sys.stderr):
+                tell_beyond("", beyond, levels)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     @torch.inference_mode()
     def probabilities(self, stored: Tensor) -> np.ndarray:
-        """Return (b, K) float64, in which different logits stay different, of (b, size, size, 3) uint8."""
+        """Return (b, K) float64, in which different logits stay different, of (b, side, side, 3) uint8."""
         views = [self.view.center, lambda stored: self.view.center(stored).flip(3)][: 1 + self.tta]
         run = partial(forward, self.model, machine=self.machine, stored=stored)
         each = [(run(transform=view).cpu().double() / self.temperature).softmax(dim=1) for view in views]
@@ -115,14 +121,21 @@ def load_predictor(
 
     calibrated: divide by the temperature that was fitted to this checkpoint, if any. workers: by default, one per core.
     """
-    recipe, classes, model = run.recipe, run.classes, model_of(run, checkpoint)
+    recipe, classes = run.recipe, run.classes
+    if tta and not recipe.flip:
+        raise UserError(
+            f"--tta: {run.path} was trained with --no-flip: a mirror image may show another class; leave it out"
+        )
+    model = model_of(run, checkpoint)
     temperature = temperature_for(run, fingerprint(model)) if calibrated else 1.0
     model = model.to(machine.device).eval()
     if machine.compile:
         model.compile()
     view = Transform(recipe.crop).to(machine.device)
     threads = workers or usable_cores()
-    return Predictor(model, classes, recipe.resize, view, recipe.batch_size, machine, temperature, tta, threads)
+    return Predictor(
+        model, classes, square_of(recipe, run.levels), view, recipe.batch_size, machine, temperature, tta, threads
+    )
 
 
 def list_inputs(inputs: Iterable[str]) -> list[str]:
@@ -130,7 +143,11 @@ def list_inputs(inputs: Iterable[str]) -> list[str]:
     named: list[str] = []
     for name in inputs:
         if name == "-":
-            named += [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
+            try:
+                lines = text_of(sys.stdin.buffer.read()).split("\n")
+            except ValueError as error:
+                raise UserError(f"-: standard input is no text ({error}); give a file or folder a line") from error
+            named += [line.rstrip("\r") for line in lines if line.strip()]
         else:
             named.append(name)
     if not named:
@@ -163,9 +180,9 @@ def predict(predictor: Predictor, paths: list[str], table: Table, output: Path |
         raise UserError(f"{count} cannot be read: their rows have no label; --skip-unreadable leaves them out")
 
 
-def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[np.ndarray | str]]:
+def in_batches(decoded: Iterable[Decoded | str], size: int) -> Iterator[list[Decoded | str]]:
     """Group ``decoded`` by ``size`` pictures, as evaluation does; what cannot be read does not count."""
-    group: list[np.ndarray | str] = []
+    group: list[Decoded | str] = []
     pictures = 0
     for item in decoded:
         group.append(item)
@@ -177,13 +194,12 @@ def in_batches(decoded: Iterable[np.ndarray | str], size: int) -> Iterator[list[
         yield group
 
 
-def read_picture(picture: Picture, size: int) -> np.ndarray | str:
-    """Return (size, size, 3) uint8 as ``decode`` makes it, or why it cannot. A Pillow image is not changed."""
+def read_picture(picture: Picture, square: Square) -> Decoded | str:
+    """Return what ``decode`` makes of a picture, or why it cannot. A Pillow image is not changed."""
     if not isinstance(picture, Image.Image):
-        return decode_or_reason(Path(picture), size)
+        return decode_or_reason(Path(picture), square)
     try:
         with reading_an_image:
-            picture.load()
-        return to_square(picture, size)
+            return of_pillow(picture, square)
     except Exception as error:  # as in data/decode.py
         return first_line(error)

@@ -198,6 +198,172 @@ def test_a_folder_with_its_own_split_keeps_it(cli, photos, tmp_path):
     assert sum(row["split"] == "val" for row in rows) == 10
 
 
+FORMS = ("caf\u00e9", "cafe\u0301")  # composed and decomposed
+
+
+def three_sides(photos, root, of_class):
+    """Copy ``photos`` into train/, Valid/ and test_set/, eighteen, six and six; ``of_class``: a name on each side."""
+    for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        side = ("train", "Valid", "test_set", "train", "train")[index % 5]
+        name = of_class[side] if path.parent.name == "red apple" else path.parent.name
+        (root / side / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / side / name / f"{name}{path.name}")
+
+
+def test_a_third_split_is_kept_for_the_end_and_names_may_be_in_either_of_unicodes_forms(cli, photos, tmp_path):
+    root, moved, run = tmp_path / "a" / f"my {FORMS[0]}", tmp_path / "b" / f"my {FORMS[1]}", tmp_path / "run"
+    three_sides(photos, root, {"train": FORMS[0], "Valid": FORMS[1], "test_set": FORMS[1]})
+    three_sides(photos, moved, {"train": FORMS[1], "Valid": FORMS[0], "test_set": FORMS[0]})
+    moved.rename(tmp_path / "moved")
+    training = [*TINY, "--epochs", "2", "--report"]
+    code, _, err = cli("train", "--data", root, *training, "--run", run)
+    assert code == 0, err
+    assert "train/ trains, Valid/ validates, test_set/ is kept for eval --split test" in err
+    assert "3 classes, 18 training and 6 validation pictures; eval --split test has 6 more" in err
+    assert "eval --run" in (run / "report.html").read_text(encoding="utf-8")
+    assert RunDir(run).classes == ["blaue Beere", FORMS[0], "green, sour"]
+    with (run / "split.csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    sides = {"train": "train", "Valid": "val", "test_set": "test"}
+    assert [row["split"] for row in rows] == [sides[row["path"].partition("/")[0]] for row in rows]
+    assert {row["label"] for row in rows} == set(RunDir(run).classes)
+
+    results = {
+        split: json.loads(cli("eval", "--run", run, "--split", split, "--json")[1])
+        for split in (*sides.values(), "all")
+    }
+    assert {split: result["n"] for split, result in results.items()} == {"train": 18, "val": 6, "test": 6, "all": 30}
+    with np.load(run / "eval-test.npz") as arrays:
+        assert [rows[row]["split"] for row in arrays["indices"]] == ["test"] * 6
+    assert json.loads((run / "eval-test.json").read_text())["accuracy"] == results["test"]["accuracy"]
+    code, _, err = cli("report", "--force", run)
+    assert code == 0, err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "18 training, 6 validation and 6 test pictures" in " ".join(page.split())
+    assert "<dt>test accuracy, n = 6</dt><dd>" + f"{results['test']['accuracy']:.2%}" in page
+    code, out, err = cli("eval", "--run", run, "--data", tmp_path / "moved", "--split", "test", "--json")
+    assert (code, json.loads(out)) == (0, results["test"])  # of a copy, whose names are in the other form
+
+    shutil.rmtree(root / "test_set")
+    assert cli("train", "--data", root, *training, "--run", tmp_path / "without")[0] == 0
+    one, other = (torch.load(each / "checkpoints" / "best.pt")["model"] for each in (run, tmp_path / "without"))
+    assert all(torch.equal(one[key], other[key]) for key in one)  # so that nothing was learnt from test_set/
+    code, out, err = cli("eval", "--run", tmp_path / "without", "--split", "test")
+    assert (code, out, one_line(err)) == (2, "", True)
+    assert "--split test" in err
+
+
+def test_pictures_that_came_to_a_system_with_another_form_of_names_are_those_of_the_run(cli, photos, tmp_path):
+    root, moved = tmp_path / "a" / FORMS[0], tmp_path / "b" / FORMS[1]
+    three_sides(photos, root, {"train": FORMS[0], "Valid": FORMS[1], "test_set": FORMS[1]})
+    three_sides(photos, moved, {"train": FORMS[1], "Valid": FORMS[0], "test_set": FORMS[0]})
+    command = ["train", *TINY, "--epochs", "1", "--resume", "--data"]
+    assert cli(*command, root)[0] == 0
+    (run,) = (RunDir(path) for path in (tmp_path / "runs").iterdir())
+    before = cli("eval", "--split", "all", "--json")[1]
+    shutil.rmtree(root)
+    assert cli("eval")[0] == 2
+    code, _, err = cli(*command, moved)
+    assert code == 0, err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.path.name]  # which goes on
+    assert run.recipe.data == str(moved)
+    assert cli("eval", "--split", "all", "--json")[1] == before
+    moved.rename(tmp_path / "c")
+    code, out, err = cli("eval", "--data", tmp_path / "c", "--split", "all", "--json")
+    assert (code, out) == (0, before), err
+    assert "its pictures are in" in err
+
+
+def rows_of(run):
+    with (run / "split.csv").open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_labels_from_a_file_are_mended_in_a_runs_own_and_trained_on_again(cli, photos, tmp_path):
+    flat, names = tmp_path / "flat", dict.fromkeys(range(30))
+    flat.mkdir()
+    for number, source in enumerate(sorted(photos.rglob("*.jpg"))):
+        shutil.copy(source, flat / f"{number:02}.jpg")
+        names[number] = source.parent.name
+    with (tmp_path / "labels.csv").open("w", encoding="utf-8-sig", newline="") as handle:
+        burst = [f"burst {number // 2}" for number in names]
+        rows = [(f"{number:02}", name, burst[number]) for number, name in names.items()]
+        csv.writer(handle, delimiter=";").writerows([("ID", "Species", "Group"), *rows])
+    options = ["--data", flat, *TINY, "--epochs", "1"]
+    code, _, err = cli("train", *options, "--labels", "labels.csv", "--run", "one")
+    assert code == 0, err
+    assert "3 classes, 24 training and 6 validation pictures" in err
+    assert "groups stay together, so that 20.0% of the pictures validate, of 20.0% asked for" in err
+    first = rows_of(tmp_path / "one")
+    assert {(row["path"], row["label"], row["group"]) for row in first} == {
+        (f"{number:02}.jpg", name, burst[number]) for number, name in names.items()
+    }
+    sides = {}
+    for row in first:
+        assert sides.setdefault(row["group"], row["split"]) == row["split"]
+
+    (tmp_path / "labels.csv").unlink()  # nothing needs it any more
+    assert cli("eval", "--run", "one")[0] == 0
+    code, _, err = cli("eval", "--run", "one", "--data", flat)
+    assert code == 0, err
+    assert "one was trained on 24 of these 30 pictures, which flatters it" in err
+    mended = (
+        (tmp_path / "one" / "split.csv").read_text(encoding="utf-8").replace("05.jpg,blaue Beere", "05.jpg,red apple")
+    )
+    (tmp_path / "one" / "split.csv").write_text(mended, encoding="utf-8")
+    code, _, err = cli("train", *options, "--labels", "one/split.csv", "--run", "two")
+    assert code == 0, err
+    again = rows_of(tmp_path / "two")
+    assert [new for old, new in zip(first, again, strict=True) if new != old] == [{**first[5], "label": "red apple"}]
+    assert (tmp_path / "two" / "classes.json").read_text() == (tmp_path / "one" / "classes.json").read_text()
+
+
+def test_the_labels_of_a_run_that_goes_on_are_its_own(cli, photos, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{n},{'ab'[n % 2]}\n" for n in range(8)))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(8):
+        shutil.copy(photos / "red apple" / f"{number}.jpg", flat)
+    command = ["train", "--data", flat, *TINY, "--epochs", "1", "--run", "r"]
+    assert cli(*command, "--labels", "labels.csv")[0] == 0
+    for file in (tmp_path / "r" / "checkpoints").iterdir():  # as if it had been killed before the first
+        file.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "labels.csv").rename(tmp_path / "elsewhere" / "labels.csv")
+    for labels in ([], ["--labels", "labels.csv"], ["--labels", "elsewhere/labels.csv"]):
+        code, _, err = cli(*command, *labels, "--resume")
+        assert code == 0, err
+        assert ("its labels are those in its split.csv, and --labels is not read again" in err) == bool(labels)
+    code, _, err = cli(*command, "--labels", "others.csv", "--resume")
+    assert (code, one_line(err)) == (2, True)
+    assert "others.csv (was " in err
+
+
+def test_groups_by_a_pattern_stay_together_and_are_written_down(cli, photos, tmp_path):
+    for number, source in enumerate(sorted(photos.rglob("*.jpg"))):
+        (patient := source.parent / f"patient{number // 2}").mkdir(exist_ok=True)
+        source.rename(patient / source.name)
+    command = ["train", "--data", photos, *TINY, "--epochs", "1"]
+    code, _, err = cli(*command, "--group-by", r"/(patient\d+)/", "--run", "r")
+    assert code == 0, err
+    assert "groups stay together, so that 20.0% of the pictures validate, of 20.0% asked for" in err
+    rows = rows_of(tmp_path / "r")
+    assert all(f"/{row['group']}/" in row["path"] for row in rows)
+    assert len({(row["group"], row["split"]) for row in rows}) == len({row["group"] for row in rows}) == 15
+    code, _, err = cli(*command, "--group-by", r"/(person\d+)/", "--run", "s")
+    assert (code, one_line(err)) == (2, True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_one_photo_under_two_labels_is_named_before_training(cli, photos, tmp_path):
+    shutil.copy(photos / "red apple" / "0.jpg", photos / "green, sour" / "same.jpg")
+    code, _, err = cli("train", "--data", photos, *TINY, "--epochs", "1", "--run", "r")
+    assert code == 0, err
+    (line,) = [line for line in err.splitlines() if "contradictory labels" in line]
+    assert line.endswith(": red apple/0.jpg = green, sour/same.jpg")
+    assert "inflates accuracy" not in err
+
+
 def test_unreadable_pictures_are_named_and_left_out_and_copies_warned_of(cli, photos, tmp_path):
     broken = photos / "red apple" / "broken, half.jpg"
     broken.write_bytes((photos / "red apple" / "0.jpg").read_bytes()[:300])
@@ -206,10 +372,12 @@ def test_unreadable_pictures_are_named_and_left_out_and_copies_warned_of(cli, ph
     code, _, err = cli("train", "--data", photos, *TINY, "--epochs", "1", "--run", tmp_path / "r")
     assert code == 0, err
     assert "1 of 51 pictures cannot be read" in err
-    assert "pixel for pixel" in err
+    assert "21 pictures in 1 groups look nearly the same, and stay on one side of the split" in err
     assert (tmp_path / "r" / "skipped.csv").read_text().splitlines()[1].startswith('"red apple/broken, half.jpg",')
     assert "broken" not in (tmp_path / "r" / "split.csv").read_text()
     assert cli("eval", "--run", tmp_path / "r")[0] == 0
+    parted = ["--epochs", "1", "--no-group-duplicates", "--run", tmp_path / "parted"]
+    assert "pixel for pixel" in cli("train", "--data", photos, *TINY, *parted)[2]
 
 
 def end(start, photos, run, number, *options):
@@ -294,17 +462,28 @@ BAD_DATA = {
     "one class": (lambda root: picture(root / "a" / "1.png", root / "a" / "2.png"), "only one class"),
     "a class with one image": (
         lambda root: picture(*(root / "a" / f"{i}.png" for i in range(4)), root / "b" / "1.png"),
+        "fewer than two pictures (one to train on, one to validate with) of b: add pictures, or leave such classes "
+        "out, as train --min-pictures 2 does",
+    ),
+    "a class left with one image": (
+        lambda root: (
+            picture(*(root / "a" / f"{i}.png" for i in range(4)), root / "b" / "1.png"),
+            text(root / "b" / "2.png"),
+        ),
         "fewer than two readable pictures (one to train on, one to validate with) of b",
     ),
     "mostly unreadable": (
         lambda root: (
-            picture(root / "a" / "1.png", root / "b" / "1.png"),
+            picture(root / "a" / "1.png", root / "a" / "2.png", root / "b" / "1.png"),
             text(*(root / "b" / f"{i}.jpg" for i in range(5))),
         ),
-        "5 of 7 pictures cannot be read",
+        "5 of 8 pictures cannot be read",
     ),
     "a class left with none": (
-        lambda root: (picture(*(root / "a" / f"{i}.png" for i in range(4))), text(root / "b" / "1.png")),
+        lambda root: (
+            picture(*(root / "a" / f"{i}.png" for i in range(4))),
+            text(*(root / "b" / f"{i}.png" for i in "12")),
+        ),
         "no readable picture of b",
     ),
     "too little to validate": (

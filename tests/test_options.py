@@ -43,6 +43,7 @@ BESIDES = {
     "accumulate": lambda value: value <= 32,
     "warmup_epochs": lambda value: value < 60,
     "freeze_backbone_epochs": lambda value: value == 0,
+    "min_pictures": lambda value: value <= 10,  # of each class that there is
 }
 
 WORDS = ["", " ", "x", "two\nlines", "\udcff", "x" * 5000]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from plumage import load
 from plumage.errors import UserError
+from plumage.inference.order import arrange
 from plumage.inference.predict import in_batches, read_picture
 from plumage.inference.table import Table
 from plumage.tables import plain
@@ -101,7 +102,7 @@ def test_python_takes_files_and_images_and_changes_none(run, home):
     turned.getexif()[0x0112] = 6  # upright again when turned by 270°
     before = turned.tobytes()
     predictor, pictures = load(str(run)), [str(files[0]), Image.open(files[0]), turned]
-    pixels, same, upright = (read_picture(picture, predictor.size).astype(int) for picture in pictures)
+    pixels, same, upright = (read_picture(each, predictor.square).pixels.astype(int) for each in pictures)
     assert np.array_equal(same, pixels)
     assert np.abs(upright - pixels).max() <= 1  # older Pillows round between the passes of a resize
     from_file, *others = predictor(pictures)
@@ -276,14 +277,36 @@ def test_a_spreadsheet_computes_no_name_and_json_has_them_exactly():
     assert [(row["path"], row["label"], list(row["probabilities"])) for row in found] == [(n, n, NAMES) for n in NAMES]
 
 
+@pytest.mark.parametrize("header", ["", "id,label\n"])
+def test_an_order_may_name_pictures_in_another_of_unicodes_forms(tmp_path, header):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    paths, end = [f"x/{composed} 1.jpg", f"x/{apart} 2.jpg", "x/b.jpg"], ",0" if header else ""
+    names = [f"{composed} 2", "b", f"{apart} 1"]
+    (tmp_path / "order.csv").write_text(header + "".join(f"{name}{end}\n" for name in names), encoding="utf-8")
+    table = Table(["a", "b"], columns=("id", "label"), identity="stem", exact=True)
+    table, arranged = arrange(table, paths, tmp_path / "order.csv")
+    assert arranged == [paths[1], paths[2], paths[0]]
+    out = io.StringIO()
+    write = table.writer(out)
+    for path in arranged:
+        write(path, np.array([0.25, 0.75]))
+    assert [row["id"] for row in rows(out.getvalue())] == names  # as whoever asked has them
+    (tmp_path / "order.csv").write_text(f"{composed} 1\n{apart} 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="twice"):
+        arrange(Table(["a", "b"], identity="stem"), paths, tmp_path / "order.csv")
+    both = [f"{composed}.jpg", f"{apart}.jpg"]  # two pictures, of which each is meant
+    (tmp_path / "order.csv").write_text(f"{apart}\n{composed}\n", encoding="utf-8")
+    assert arrange(Table(["a", "b"], identity="stem"), both, tmp_path / "order.csv")[1] == both[::-1]
+
+
 def test_what_was_predicted_is_an_order_too(tmp_path):
     (tmp_path / "order.csv").write_text(written(NAMES))
-    assert Table(NAMES).arrange(sorted(NAMES), tmp_path / "order.csv") == NAMES
+    assert arrange(Table(NAMES), sorted(NAMES), tmp_path / "order.csv")[1] == NAMES
     (tmp_path / "order.csv").write_text("id,label\n" + "".join(f"{name},x\n" for name in NAMES))  # by somebody else
-    assert Table(NAMES).arrange(sorted(NAMES), tmp_path / "order.csv") == NAMES
+    assert arrange(Table(NAMES), sorted(NAMES), tmp_path / "order.csv")[1] == NAMES
     (tmp_path / "order.csv").write_text("'=gone\n")
     with pytest.raises(UserError, match="1 of its 1 pictures are missing"):
-        Table(NAMES).arrange(NAMES, tmp_path / "order.csv")
+        arrange(Table(NAMES), NAMES, tmp_path / "order.csv")
 
 
 def test_what_cannot_be_read_has_no_label_and_costs_the_exit_code(predict, home, tmp_path):
@@ -339,14 +362,15 @@ def test_a_list_on_standard_input_with_blank_lines(predict, home, monkeypatch):
         ('"{1}"\n', [1]),
     ],
 )
-def test_rows_as_a_list_or_a_sample_submission_has_them(predict, tmp_path, home, text, leaves):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_rows_as_a_list_or_a_sample_submission_has_them(predict, tmp_path, home, text, leaves, encoding):
     folder = tmp_path / "test"
     folder.mkdir()
     names = ["b, 1", "a", "c"]
     for name, file in zip(names, (home / "val").rglob("*.jpg"), strict=False):
         shutil.copy(file, folder / f"{name}.jpg")
     quoted = [f'"{name}"' if "," in name and "," in text else name for name in names]
-    (tmp_path / "order.csv").write_text(text.format(*quoted))
+    (tmp_path / "order.csv").write_text(text.format(*quoted), encoding)
     code, _, err = predict(
         folder, "--id", "stem", "--columns", "name,label", "--order", tmp_path / "order.csv", "-o", tmp_path / "s.csv"
     )
@@ -371,6 +395,85 @@ def test_an_order_that_does_not_fit(predict, home, tmp_path, text, says):
     code, out, err = predict(tmp_path / "0.jpg", "--id", "stem", "--order", tmp_path / "order.csv")
     assert (code, out) == (2, "")
     assert says in error_of(err)
+
+
+FRUIT = ["apple", "berry", "cherry"]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "written"),
+    [
+        ("id,label", {}, "id,label"),
+        ("id,label,sure", {}, "id,label,sure"),
+        ("path", {}, "path,label,probability"),
+        ("id,cherry,apple,berry", {"probabilities": True}, "id,cherry,apple,berry"),
+        ("id,berry,apple", {"probabilities": True}, "id,berry,apple"),
+        ("id,label,cherry,apple,berry", {"probabilities": True}, "id,label,cherry,apple,berry"),
+        ("id,label", {"probabilities": True}, "id,label,apple,berry,cherry"),
+        ("a,b,c,b_2,c_2", {"top_k": 2}, "a,b,c,b_2,c_2"),
+        ('"id","label"', {"form": "jsonl"}, "id,label"),
+    ],
+)
+def test_a_sample_submission_gives_the_columns(tmp_path, header, options, written):
+    (tmp_path / "sample.csv").write_text(f"{header}\n2\n1\n")
+    table, paths = arrange(Table(FRUIT, **options), ["1", "2", "3"], tmp_path / "sample.csv")
+    assert paths == ["2", "1"]
+    out = io.StringIO()
+    table.writer(out)("2", np.array([0.5, 0.3, 0.2]))
+    if table.form == "jsonl":
+        assert json.loads(out.getvalue()) == {"id": "2", "label": "apple"}
+        return
+    (row,) = rows(out.getvalue())
+    assert ",".join(row) == written
+    assert {name: row[name] for name in FRUIT if name in row}.items() <= {
+        "apple": "0.5",
+        "berry": "0.3",
+        "cherry": "0.2",
+    }.items()
+    kept, _ = arrange(Table(FRUIT, **options), ["1", "2"], tmp_path / "sample.csv", takes_header=False)
+    assert kept.columns == ("path", "label", "probability")
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "says"),
+    [
+        ("id,cherry,apple,berry", {}, "--probabilities"),
+        ("id,apple,label", {"probabilities": True}, "id,label,apple"),
+        ("id,width,height,site", {}, "--columns"),
+        ("id,a,b,c,apple", {"probabilities": True}, "--columns"),
+        ("id,apple,apple", {"probabilities": True}, "twice"),
+    ],
+)
+def test_columns_that_no_prediction_fills(tmp_path, header, options, says):
+    (tmp_path / "sample.csv").write_text(f"{header}\n1\n")
+    with pytest.raises(UserError, match=says):
+        arrange(Table(FRUIT, **options), ["1"], tmp_path / "sample.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_from_powershell(predict, home, monkeypatch, encoding):
+    files = sorted(str(path) for path in (home / "val").rglob("*.jpg"))[:2]
+    listed = "".join(f"{file}\r\n" for file in files).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    code, out, err = predict("-")
+    assert code == 0, err
+    assert [row["path"] for row in rows(out)] == files
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\0")))
+    code, out, err = predict("-")
+    assert (code, out) == (2, "")
+    assert "standard input is no text" in error_of(err)
+
+
+def test_a_run_that_tells_left_from_right_has_no_mirror_images(predict, home, run, tmp_path):
+    other = tmp_path / "no flip"
+    shutil.copytree(run, other)
+    recipe = json.loads((other / "recipe.json").read_text())
+    (other / "recipe.json").write_text(json.dumps({**recipe, "flip": False}))
+    code, out, err = predict(home / "val", "--run", other, "--tta")
+    assert (code, out) == (2, "")
+    assert "--no-flip" in error_of(err)
+    with pytest.raises(ValueError, match="--no-flip"):
+        load(other, tta=True)
 
 
 def test_two_pictures_of_one_name(predict, home):
