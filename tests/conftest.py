@@ -37,6 +37,10 @@ def draw_photos(folder: Path, each: int = 10) -> None:
             Image.fromarray(noise).save(folder / name / f"{number}.jpg")
 
 
+if hasattr(signal, "SIGHUP"):  # which nohup has every process ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOPS}

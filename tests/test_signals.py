@@ -14,7 +14,7 @@ from conftest import ROOT, TINY
 from test_train import TinyNetwork
 
 import plumage.birds.folder
-import plumage.data.store
+import plumage.data.facts
 import plumage.engine.resume
 import plumage.engine.train
 from plumage.data.augment import Transform
@@ -61,7 +61,7 @@ def undisturbed(command, cli, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (plumage.data.store, "decode_or_reason", 5),
+        (plumage.data.facts, "decode_or_reason", 5),
         (Transform, "random", 1),
         (Transform, "random", 5),
         (Transform, "center", 1),
