@@ -3,12 +3,14 @@
     python benchmarks/scale.py -o benchmarks/results/scale-cpu.md
 
 The pictures are hard links to a tiny file in each of 100 class folders, made below --folder; their store is one of
-pictures of a single pixel, and holds zeros. Each stage runs --repeat times, in a process of its own, by the code of
-`train`: listing; finding the store, whose key is of each file's name, size and time, and splitting; writing the split;
-what --resume does instead, reading the split and finding the store; and an epoch, its order and all of its batches.
-Printed are the median seconds, and how much of them the CPU computed; the largest peak memory of the process, with all
-that leads up to the stage, above what its imports take; and the exponent of n in a power law through the three largest
-n: 1 is a straight line.
+pictures of a single pixel, and holds zeros. Their difference hashes are random, but that every hundredth picture has
+one of the next one's but for two bits, so that the pixels of both are compared; groups are of two pictures. Each stage
+runs --repeat times, in a process of its own, by the code of `train`: listing; finding the store, whose key is of each
+file's name, size and time, and splitting; the same where near-duplicates are looked for, and where there are groups
+besides; writing the split; what --resume does instead, reading the split and finding the store; and an epoch, its
+order and all of its batches. Printed are the median seconds, and how much of them the CPU computed; the largest peak
+memory of the process, with all that leads up to the stage, above what its imports take; and the exponent of n in a
+power law through the three largest n: 1 is a straight line.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -32,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 NAMES = [f"class {number:02}" for number in range(100)]
 SIDE, BATCH_SIZE = 1, 64
-STAGES = ("list", "find the store and split", "write the split", "resume", "an epoch")
+ALIKE, GROUPS = "the same with near-duplicates", "the same with near-duplicates and groups"
+STAGES = ("list", "find the store and split", ALIKE, GROUPS, "write the split", "resume", "an epoch")
 
 
 def make_pictures(root: Path, pictures: int) -> None:
@@ -45,19 +49,26 @@ def make_pictures(root: Path, pictures: int) -> None:
 
 def make_store(folder: Path) -> None:
     """As if the pictures had been decoded."""
-    from plumage.data.sources import list_samples  # noqa: PLC0415 (the process that starts the others stays small)
-    from plumage.data.store import _hash, _keys, _name, write_skipped  # noqa: PLC0415
+    from plumage.data.decode import Square  # noqa: PLC0415 (the process that starts the others stays small)
+    from plumage.data.depth import LEARN  # noqa: PLC0415
+    from plumage.data.duplicates import HASHES  # noqa: PLC0415
+    from plumage.data.sources import list_samples  # noqa: PLC0415
+    from plumage.data.store import _identity, _keys, _name, write_skipped  # noqa: PLC0415
 
     root = folder / "pictures"
     paths = list_samples(root).paths
-    keys = _keys(root, paths)
-    home = folder / "stores" / f"{_name(root, SIDE)}-{_hash(keys.data)}"
+    keys, asked = _keys(root, paths), np.array(LEARN)
+    home = folder / "stores" / f"{_name(root, Square(SIDE))}-{_identity(keys, asked)}"
     home.mkdir(parents=True)
     with (home / "pixels").open("wb") as file:
         file.truncate(len(paths) * SIDE * SIDE * 3)
-    digests = np.random.default_rng(0).integers(0, 256, (len(paths), 16), np.uint8)
+    rng = np.random.default_rng(0)
+    digests = rng.integers(0, 256, (len(paths), 16), np.uint8)
+    hashes = rng.integers(0, 2**64, (len(paths), HASHES), np.uint64)
+    hashes[:-1:100, 0] = hashes[1::100, -1] ^ np.uint64(2**7 + 2**40)
     sums = np.full(len(paths), zlib.crc32(bytes(3 * SIDE**2)), np.uint32)
-    np.savez(home / "index.npz", keys=keys, readable=np.arange(len(paths)), digests=digests, sums=sums)
+    facts = {"digests": digests, "hashes": hashes, "sums": sums, "extremes": np.full((len(paths), 2), np.nan)}
+    np.savez(home / "index.npz", keys=keys, readable=np.arange(len(paths)), asked=asked, **facts)
     for file in (home / "skipped.csv", folder / "skipped.csv"):
         write_skipped(file, [])
 
@@ -66,11 +77,12 @@ def go(until: str, folder: Path) -> None:
     """All that leads to stage ``until``, and it; then print its seconds, those of the CPU, and the peak memory."""
     import torch  # noqa: PLC0415
 
-    from plumage.data.dataset import prepare, recall  # noqa: PLC0415
+    from plumage.data.dataset import Dataset, prepare, recall  # noqa: PLC0415
+    from plumage.data.decode import Square  # noqa: PLC0415
     from plumage.data.feed import reader  # noqa: PLC0415
     from plumage.data.loader import Pictures, epoch_length, train_batches  # noqa: PLC0415
     from plumage.data.sources import list_samples  # noqa: PLC0415
-    from plumage.data.split import write_split  # noqa: PLC0415
+    from plumage.data.split import read_split, write_split  # noqa: PLC0415
     from plumage.data.store import Cache  # noqa: PLC0415
 
     root, split, cache, before = folder / "pictures", folder / "split.csv", Cache(folder), peak()
@@ -83,10 +95,19 @@ def go(until: str, folder: Path) -> None:
             sys.exit()
         return result
 
+    def resume() -> Dataset:
+        return recall(read_split(split, root, NAMES), Square(SIDE), folder / "skipped.csv", cache)
+
     if until == "resume":
-        timed("resume", recall, str(root), SIDE, NAMES, split, folder / "skipped.csv", cache)
+        timed("resume", resume)
     samples = timed("list", list_samples, root)
-    dataset = timed("find the store and split", prepare, samples, SIDE, 0.2, 0, cache)
+    how = Square(SIDE), 0.2, 0, cache
+    if until == ALIKE:
+        timed(ALIKE, prepare, samples, *how)
+    if until == GROUPS:
+        groups = np.array([f"group {row // 2}" for row in range(len(samples))], object)
+        timed(GROUPS, prepare, replace(samples, groups=groups), *how)
+    dataset = timed("find the store and split", prepare, samples, *how, 1, False)
     timed("write the split", write_split, split, dataset.samples)
 
     read = reader(dataset.store, torch.device("cpu"))
@@ -106,7 +127,7 @@ def peak() -> int:
 
 def in_a_process(call: str, folder: Path) -> str:
     command = [sys.executable, "-c", f"import scale; scale.{call}", str(folder)]
-    return subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(pictures: int, folder: Path, repeat: int) -> Iterator[tuple[str, float, float, int]]:
