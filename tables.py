@@ -50,11 +50,16 @@ def plain(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
+def encoding_of(start: bytes) -> str:
+    """Return the encoding of a list or table of any origin, by its first bytes: UTF-16 if they say so, else UTF-8."""
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+    return "utf-16" if wide else "utf-8-sig"
+
+
 def text_of(content: bytes) -> str:
-    """Decode a list or table of any origin: UTF-16 where its byte-order mark says so, else UTF-8, whatever it holds."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
-        return content.decode("utf-16")
-    return content.decode("utf-8-sig", "surrogateescape")
+    """Decode a list or table of any origin; UTF-8 whatever it holds. Raises ValueError where UTF-16 is none."""
+    encoding = encoding_of(content)
+    return content.decode(encoding, "strict" if encoding == "utf-16" else "surrogateescape")
 
 
 def read_table(file: Path, columns: Sequence[str], more: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:

@@ -17,9 +17,8 @@ from plumage.data.samples import Samples, some
 from plumage.data.sources import pictures_below
 from plumage.errors import UserError, first_line
 from plumage.files import check_regular, is_below
-from plumage.names import composed
-from plumage.names import finder as file_finder
-from plumage.tables import GROUP, SPLIT, plain
+from plumage.names import composed, finder
+from plumage.tables import GROUP, SPLIT, encoding_of, plain
 
 log = logging.getLogger("plumage")
 
@@ -72,7 +71,7 @@ def match(file: Path, folder: Path, rows: list[Row], own: bool) -> dict[str, Row
     """Return path → row of each picture, sorted by path. UserError where too many are not there, or rows disagree."""
     where = f"--labels {file}"
     listed = pictures_below(folder)
-    find = finder(folder, listed, own)
+    find = picture_finder(folder, listed, own)
     missing, ambiguous, again, chosen = list[str](), list[str](), list[str](), dict[str, Row]()
     at_odds = dict[str, None]()
     for row in rows:
@@ -86,7 +85,7 @@ def match(file: Path, folder: Path, rows: list[Row], own: bool) -> dict[str, Row
     if 2 * len(missing) > len(rows):
         problem = f"{len(missing)} of {len(rows)} pictures are not below --data {folder}: {_few(missing)}"
         above = folder.resolve().parent
-        meant = finder(above, [], own)(missing[0])
+        meant = picture_finder(above, [], own)(missing[0])
         way_out = f"did you mean --data '{above}'?" if meant else "give their paths below it, or just their names"
         raise UserError(f"{where}: {problem}; {way_out}")
     if ambiguous:
@@ -104,7 +103,7 @@ def match(file: Path, folder: Path, rows: list[Row], own: bool) -> dict[str, Row
     return dict(sorted(chosen.items()))
 
 
-def finder(folder: Path, listed: list[str], own: bool) -> Callable[[str], str | None]:
+def picture_finder(folder: Path, listed: list[str], own: bool) -> Callable[[str], str | None]:
     """Return a function from a picture's name in a file to its path below ``folder``; None where there is none.
 
     It is "" where there are several. A picture is named by its path, or by its name, with or without the suffix, and
@@ -113,7 +112,7 @@ def finder(folder: Path, listed: list[str], own: bool) -> Callable[[str], str | 
     exact, known = set(listed), list[dict[str, str]]()
     keys: list[Callable[[str], str]] = [composed, lambda path: splitext(composed(path))[0]]
     keys += [lambda path: basename(composed(path)), lambda path: splitext(basename(composed(path)))[0]]
-    above, find_file = (f"{folder.as_posix()}/", f"{folder.resolve().as_posix()}/"), file_finder(folder)
+    above, find_file = (f"{folder.as_posix()}/", f"{folder.resolve().as_posix()}/"), finder(folder)
 
     def find(cell: str) -> str | None:
         spellings = list(dict.fromkeys((plain(cell), cell) if own else (cell, plain(cell))))
@@ -168,8 +167,8 @@ def read_rows(file: Path) -> tuple[list[Row], bool]:
     try:
         check_regular(file)
         with file.open("rb") as start:
-            wide = start.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        with file.open(newline="", encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape") as handle:
+            encoding = encoding_of(start.read(2))
+        with file.open(newline="", encoding=encoding, errors="surrogateescape") as handle:
             lines = iter(partial(handle.readline, LONGEST), "")
             first = next((line for line in lines if line.strip()), None)
             if first is None:
