@@ -65,8 +65,9 @@ def prepare(
     train, val = (np.sum(split == side) for side in ("train", "val"))
     if train < 2 or val < 1:
         raise UserError(f"{root}: {train} readable training and {val} validation pictures are too few; add some")
-    tell_copies(samples, split, dataset.store.digests[rows])
-    tell_twins(samples, split, dataset.store.digests[rows], twins)
+    digests = dataset.store.digests[rows]
+    tell_copies(samples, split, digests)
+    tell_twins(samples, split, digests, twins)
     return replace(dataset, samples=replace(samples, split=split))
 
 
