@@ -23,6 +23,10 @@ ABOVE_0: Rule = ("above 0", lambda value: 0 < value <= sys.float_info.max)
 AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value <= sys.float_info.max)
 AT_LEAST_1: Rule = ("at least 1", lambda value: value >= 1)
 FRACTION: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+FOLD: Rule = (
+    "none, or a fold; give K/N with K from 1 to N and N at least 2, as 1/5",
+    lambda value: value == "none" or fold_of(value) is not None,
+)
 INNER_FRACTION: Rule = ("above 0 and below 1", lambda value: 0 < value < 1)
 DIVISOR: Rule = ("above 0, at most 1000000", lambda value: 0 < value <= 10**6)
 SIDE = between(1, 4096)
@@ -98,6 +102,12 @@ class Recipe:
     teacher: str = _regular("none", "Distillation: learn also from a run or checkpoint of the same classes.")
     temperature: float = _regular(20.0, "Distillation: divide both networks' outputs by this.", DIVISOR)
     val_fraction: float = _data(0.2, "Fraction of each class to validate on, if the data has no split.", INNER_FRACTION)
+    fold: str = _data(
+        "none",
+        "Cross-validation: cut the pictures into N parts, and validate on the K-th of them, instead of --val-fraction. "
+        "Give K/N, as 1/5.",
+        FOLD,
+    )
     min_pictures: int = _data(1, "Leave out classes with fewer pictures than this.", AT_LEAST_1)
     group_by: str = _data(
         "none",
@@ -129,7 +139,13 @@ class Recipe:
         "1000 steps. 0: off.",
         FRACTION,
     )
-    early_stopping: int = _regular(0, "Stop after this many epochs without a better accuracy. 0: off.", AT_LEAST_0)
+    early_stopping: int = _regular(0, "Stop after this many epochs without a better --best. 0: off.", AT_LEAST_0)
+    best: str = _run(
+        "accuracy",
+        "What makes an epoch the best: its validation accuracy, balanced-accuracy (the mean over classes, for those of "
+        "unequal sizes) or loss. Of equals, the one with the lower loss.",
+        choices=("accuracy", "balanced-accuracy", "loss"),
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -204,6 +220,19 @@ class Recipe:
         differ = (name for name in given if name not in moved and now[name] != was[name])
         own = {name: as_given(name, was[name]).removeprefix(f"{option_name(name)} ") for name in was}
         return [f"{as_given(name, now[name])} (was {own[name]})" for name in differ]
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise UserError where one of the options that are given by hand would undo another."""
+    if given.get("fold", "none") != "none" and "val_fraction" in given:
+        raise UserError("--val-fraction: a fold says what validates; leave it out")
+
+
+def fold_of(text: str) -> tuple[int, int] | None:
+    """Return K and N of a fold ``K/N``, with K from 1 to N and N at least 2; None where it is none."""
+    match = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
+    fold, folds = map(int, match.groups()) if match else (0, 0)
+    return (fold, folds) if match and fold <= folds and folds > 1 else None
 
 
 def is_birds(data: str) -> bool:

@@ -75,9 +75,8 @@ class TrainingState:
         return epoch_length(self.pictures, self.recipe.batch_size)
 
     def status(self) -> dict[str, str]:
-        """Return what a progress bar shows: the metrics as they were computed last, and the rate."""
-        metrics = {name: f"{value:.3f}" for name, value in self.trainer.state.metrics.items()}
-        return {**metrics, "lr": f"{self.rate:.2g}"}
+        """Return what progress shows: the metrics as they were computed last."""
+        return {name: f"{value:.3f}" for name, value in self.trainer.state.metrics.items()}
 
     def compute_metrics(self) -> None:
         """Bring trainer.state.metrics up to date. Several processes have to do so at the same time."""
@@ -106,7 +105,7 @@ class TrainingState:
     def restore(self, content: dict[str, Any], source: str) -> Reached:
         """Take a checkpoint's content. Raises UserError, beginning with ``source``, where it is none of this run."""
         try:
-            reached = read_reached(content, self.recipe.epochs, self.epoch_length)
+            reached = read_reached(content, self.recipe, self.epoch_length)
             if type(content.get("classes")) is not list or content["classes"] != self.classes:
                 raise ValueError("it is of other classes than the run's classes.json")
             checked.check_recipe(checked.part(content, "recipe"), self.recipe)
@@ -125,8 +124,8 @@ class TrainingState:
         return reached
 
 
-def read_reached(content: dict[str, Any], epochs: int, epoch_length: int | None = None) -> Reached:
-    """Read what a checkpoint says of a run of ``epochs``. Raises ValueError where that cannot be.
+def read_reached(content: dict[str, Any], recipe: Recipe, epoch_length: int | None = None) -> Reached:
+    """Read what a checkpoint says of a run of ``recipe``. Raises ValueError where that cannot be.
 
     epoch_length: how many steps an epoch has; None where the pictures are not at hand, and its word is taken.
     """
@@ -134,12 +133,12 @@ def read_reached(content: dict[str, Any], epochs: int, epoch_length: int | None 
     steps = checked.integer(trainer.get("epoch_length"), "the length of its epochs", 1, 2**62)
     if epoch_length not in (None, steps):
         raise ValueError(f"its epochs have {steps} steps, and not the {epoch_length} that the pictures make")
-    iteration = checked.integer(trainer.get("iteration"), "its iteration", 1, epochs * steps)
+    iteration = checked.integer(trainer.get("iteration"), "its iteration", 1, recipe.epochs * steps)
     ended, inside = divmod(iteration, steps)
     if type(done) is not bool or (done and inside):
         raise ValueError("whether its epoch is done is not clear")
     due = not inside and not done
-    rows = None if history is None else read_rows(checked.text(history), ended - due)
+    rows = None if history is None else read_rows(checked.text(history), ended - due, recipe.best)
     return Reached(iteration, ended - due, due, rows)
 
 

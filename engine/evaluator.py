@@ -5,15 +5,16 @@ from math import ceil
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Accuracy, Loss, TopKCategoricalAccuracy
+from ignite.metrics import Accuracy, Loss, MetricsLambda, TopKCategoricalAccuracy
 from ignite.metrics.metric import MetricUsage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from plumage.data.loader import Batch, Pictures, eval_batches
-from plumage.engine.metrics import CalibrationError, LogitGap
+from plumage.engine.metrics import CalibrationError, CountByClass, LogitGap
 from plumage.hardware.device import Machine
 from plumage.hardware.processes import take_buffers
+from plumage.models.maps import class_maps, over_pictures
 
 
 def forward(model: nn.Module, transform: Callable[[Tensor], Tensor], machine: Machine, stored: Tensor) -> Tensor:
@@ -21,6 +22,20 @@ def forward(model: nn.Module, transform: Callable[[Tensor], Tensor], machine: Ma
     images = transform(stored.to(machine.device, non_blocking=True))
     with machine.autocast():
         return model(images).float()
+
+
+@torch.inference_mode()
+def forward_maps(
+    model: nn.Module, transform: Callable[[Tensor], Tensor], machine: Machine, stored: Tensor, labels: Tensor
+) -> Tensor:
+    """Compute the (b, h, w) float32 maps of these labels (b,), for pictures as ``forward`` takes them.
+
+    They cover what the network sees of the pictures evenly.
+    """
+    images = transform(stored.to(machine.device, non_blocking=True))
+    with machine.autocast():
+        maps = class_maps(model, images, labels.to(machine.device))[1]
+    return over_pictures(maps, images.shape[-1])
 
 
 def create_evaluator(
@@ -32,10 +47,10 @@ def create_evaluator(
 ) -> Engine:
     """Return an Engine over ``Batch``es. Its output: float32 logits (b, K) and labels (b,), on the device.
 
-    Its metrics, as fractions and nats: accuracy, top5 (of fewer than five classes, all of them), loss (the criterion's,
-    label smoothing included), nll (plain cross-entropy), ece (expected calibration error) and logit_gap (its mean). The
-    first of equal logits is the prediction. They are of all processes' pictures; one that has none of a batch keeps in
-    step with the others.
+    Its metrics, as fractions and nats: accuracy, balanced_accuracy and macro_f1 (see ``ClassScores``), top5 (of fewer
+    than five classes, all of them), loss (the criterion's, label smoothing included), nll (plain cross-entropy), ece
+    (expected calibration error) and logit_gap (its mean). The first of equal logits is the prediction. They are of all
+    processes' pictures; one that has none of a batch keeps in step with the others.
     """
     device = machine.device
 
@@ -48,8 +63,11 @@ def create_evaluator(
 
     evaluator = Engine(step)
     evaluator.add_event_handler(Events.EPOCH_STARTED, lambda: model.eval())
+    by_class = CountByClass(classes, device)
     metrics = {
         "accuracy": Accuracy(device=device),
+        "balanced_accuracy": MetricsLambda(lambda scores: scores.balanced_accuracy, by_class),
+        "macro_f1": MetricsLambda(lambda scores: scores.macro_f1, by_class),
         "top5": TopKCategoricalAccuracy(min(5, classes), device=device),
         "loss": Loss(criterion, device=device),
         "nll": Loss(functional.cross_entropy, device=device),

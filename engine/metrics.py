@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plumage.errors import Diverged
 from plumage.hardware.processes import any_process
+from plumage.rundir.scores import ClassScores
 
 BINS = 15
 
@@ -57,6 +58,35 @@ class CalibrationError(Metric):
         if not counts.any():
             raise NotComputableError("CalibrationError needs at least one prediction")
         return float((right - confidence).abs().sum() / counts.sum())
+
+
+class CountByClass(Metric):
+    """The ``ClassScores``: three counts of each class, however many there are."""
+
+    _state_dict_all_req_keys = ("_counts",)
+
+    def __init__(self, classes: int, device: torch.device):
+        self.classes = classes
+        super().__init__(device=device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        self._counts = torch.zeros(3, self.classes, dtype=torch.int32, device=self._device)  # which all devices add
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        labels, predicted = output[1].to(self._device), output[0].argmax(1).to(self._device)
+        ones = torch.ones_like(labels, dtype=torch.int32)
+        for counts, classes, each in zip(
+            self._counts, (labels, predicted, labels), (ones, ones, (labels == predicted).int()), strict=True
+        ):
+            counts.index_add_(0, classes, each)
+
+    @sync_all_reduce("_counts")
+    def compute(self) -> ClassScores:
+        if not self._counts.any():
+            raise NotComputableError("CountByClass needs at least one prediction")
+        return ClassScores(*self._counts.long().cpu().numpy())
 
 
 def check_finite(loss: float, iteration: int, rate: float) -> None:

@@ -71,7 +71,7 @@ def is_finished(recipe: Recipe, run: RunDir) -> bool:
     """Return whether nothing is left to train in ``run``, nor to bring back, known without a picture or a network."""
     if not run.holds_run or run.recipe != recipe:
         return False
-    history = run.readable_history
+    history = run.readable_history(recipe.best)
     if not history.is_over(recipe) or history.damaged or history[-1]["epoch"] != len(history):
         return False
     # The history is not enough: who was killed as an epoch ended may have saved its row, and not its checkpoint.
@@ -88,6 +88,6 @@ def look(checkpoint: Path, recipe: Recipe, classes: int) -> Reached | None:
     """Return what a checkpoint of a run says of it; None where it cannot be read. Its weights stay on the disk."""
     try:
         content = load_file(checkpoint, classes, mapped=True)
-        return read_reached(content, recipe.epochs)
+        return read_reached(content, recipe)
     except (UserError, ValueError):
         return None

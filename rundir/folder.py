@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from plumage.errors import UserError
+from plumage.errors import UserError, visible
 from plumage.files import DRAFTS, flush, is_below, lock, read_json, read_object, remove_abandoned, write_json
 from plumage.names import composed, finder
 from plumage.recipe import Recipe
 from plumage.rundir.history import History
-from plumage.tables import GROUP, SPLIT, read_table
+from plumage.tables import FOLDS, GROUP, SPLIT, read_table
 
 log = logging.getLogger("plumage")
 
@@ -27,6 +27,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
         self._lock, self.split, self.skipped = path / ".lock", path / "split.csv", path / "skipped.csv"
+        self.suspects = path / "suspects.csv"
         self.digests = path / "digests.npz"
         self.last, self.previous, self.best = (path / f"checkpoints/{name}.pt" for name in ("last", "previous", "best"))
 
@@ -192,28 +193,68 @@ class RunDir:
 
     @property
     def calibration(self) -> dict[str, Any] | None:
-        """What ``eval --calibrate`` wrote: temperature, and weights, the fingerprint that it is for; None before."""
+        """What ``calibrate`` wrote: temperature, and weights, the fingerprint that it is for; None before."""
         file = self.path / "calibration.json"
         if not file.exists():
             return None
         calibration = read_object(file)
         with suppress(TypeError, KeyError):
-            if 0 < calibration["temperature"] < math.inf and isinstance(calibration["weights"], str):
+            if 1e-3 < calibration["temperature"] < 1e3 and isinstance(calibration["weights"], str):
                 return calibration
         raise UserError(f"{file} is damaged; delete it, or calibrate again")
 
     @property
     def history(self) -> History:
         """The epochs as the file has them now."""
-        return History(self.path / "history.jsonl")
+        by = Recipe.best
+        with suppress(UserError):  # there is no recipe yet, or who reads it is told that it is damaged
+            by = self.recipe.best
+        return History(self.path / "history.jsonl", by)
+
+    def readable_history(self, by: str) -> History:
+        """What can be read of them where the file is damaged, since the last checkpoint brings the others back.
+
+        by: the recipe's ``best``, which the first process may not have written yet.
+        """
+        return History(self.path / "history.jsonl", by, salvage=True)
 
     @property
-    def readable_history(self) -> History:
-        """What can be read of them where the file is damaged, since the last checkpoint brings the others back."""
-        return History(self.path / "history.jsonl", salvage=True)
+    def folds(self) -> list[Path]:
+        """The runs whose validation pictures this puts together; none where it is a run. UserError if it is damaged."""
+        return [Path(os.path.normpath(self.path / name)) for name in self._of_folds("runs", least=1)]
+
+    @property
+    def missing_folds(self) -> list[str]:
+        """The names of the folds that are not among ``folds``, though they should be. UserError if it is damaged."""
+        return self._of_folds("missing")
+
+    def _of_folds(self, name: str, least: int = 0) -> list[str]:
+        file = self.path / FOLDS
+        if not file.exists():
+            return []
+        texts = read_object(file).get(name, [])
+        if isinstance(texts, list) and len(texts) >= least and all(isinstance(text, str) for text in texts):
+            return texts
+        raise UserError(f"{file} is damaged: it needs {name}, a list of texts")
+
+    def renewal(self, options: str = "") -> str:
+        """Say what writes anew what `eval` with ``options`` keeps of this run, or `ablate` of folds put together."""
+        if (self.path / FOLDS).exists():
+            return "the same ablate command writes it anew"
+        return f"python main.py eval --run {self.path}{options} writes it anew"
+
+    def check_one(self) -> None:
+        """Raise UserError where this is no run of its own."""
+        if folds := self.folds:
+            some = " ".join(f"--run '{visible(str(path))}'" for path in folds[:10])
+            raise UserError(
+                f"{self.path}: is what {len(folds)} runs validated, put together, and has no network of its own; give "
+                f"one of them, or predict and eval with all: {some}" + (" …" if len(folds) > 10 else "")
+            )
 
     def checkpoint(self, which: str) -> Path:
         """Return the file that ``--checkpoint`` means: best, last, or a path. UserError where no epoch made it yet."""
+        self.check_one()
         file = {"best": self.best, "last": self.last}.get(which)
         if file and not file.exists():
             why = "it is lost, try --checkpoint last" if which == "best" and self.last.exists() else "no epoch is done"
@@ -224,7 +265,10 @@ class RunDir:
 def weights_file(weights: str) -> str:
     """Return the file that a recipe's ``weights`` or ``teacher`` means: of a run's folder, its best checkpoint."""
     path = Path(weights)
-    return str(RunDir(path).best) if path.is_absolute() and path.is_dir() else weights
+    if not (path.is_absolute() and path.is_dir()):
+        return weights
+    RunDir(path).check_one()
+    return str(RunDir(path).best)
 
 
 def run_of(weights: str) -> RunDir | None:

@@ -186,7 +186,7 @@ def test_arrays_that_lie_are_refused(tmp_path, content, compression):
         read_json,
         lambda file: read_arrays(file, {"a": 1}),
         lambda file: list(read_table(file, ("path",))),
-        History,
+        lambda file: History(file, "accuracy"),
     ],
 )
 def test_nobody_waits_for_a_pipe(tmp_path, read):

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from ignite.exceptions import NotComputableError
-from torchmetrics.classification import MulticlassCalibrationError
+from sklearn import metrics
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
-from plumage.engine.metrics import BINS, CalibrationError, LogitGap, calibration_bins
+from plumage.engine.metrics import BINS, CalibrationError, CountByClass, LogitGap, calibration_bins
 
 CPU = torch.device("cpu")
 
@@ -52,6 +54,45 @@ def test_the_gap_is_an_explicit_sum():
         *others, largest = sorted(row)
         total += largest - sum(others) / len(others)
     assert over_batches(LogitGap(CPU), logits, labels) == pytest.approx(total / len(logits), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 50])
+def test_accuracy_over_classes_as_torchmetrics_and_scikit_learn_compute_it(classes):
+    logits, labels = outputs(classes)
+    labels[labels == 1] = 0
+    scores = over_batches(CountByClass(classes, CPU), logits, labels)
+    predicted = logits.argmax(1)
+    assert scores.balanced_accuracy == pytest.approx(
+        metrics.recall_score(labels, predicted, labels=labels.unique(), average="macro")
+    )
+    assert scores.macro_f1 == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    assert scores.macro_f1 == pytest.approx(float(MulticlassF1Score(classes, average="macro")(logits, labels)))
+    by_class = MulticlassAccuracy(classes, average="none")(logits, labels).numpy()
+    np.testing.assert_allclose(scores.recall, by_class, rtol=1e-6)
+
+
+def test_many_classes_take_no_memory_for_their_square():
+    counts = CountByClass(100_000, CPU)
+    counts.update((torch.randn(2, 100_000), torch.tensor([5, 99_999])))
+    assert counts.compute().pictures.sum() == 2
+
+
+def test_counts_over_processes_are_of_all_pictures(monkeypatch):
+    logits, labels = outputs()
+    whole = over_batches(CountByClass(7, CPU), logits, labels)
+    one, other = CountByClass(7, CPU), CountByClass(7, CPU)
+    over_batches(one, logits[:130], labels[:130])
+    over_batches(other, logits[130:], labels[130:])
+    monkeypatch.setattr("ignite.metrics.metric.idist.get_world_size", lambda: 2)
+    monkeypatch.setattr("ignite.metrics.metric.idist.all_reduce", lambda mine: mine + other._counts)
+    for mine, of_all in zip(vars(one.compute()).values(), vars(whole).values(), strict=True):
+        assert mine.tolist() == of_all.tolist()
+
+
+@pytest.mark.parametrize("metric", [CountByClass(7, CPU), CalibrationError(device=CPU)])
+def test_of_no_predictions_there_is_nothing(metric):
+    with pytest.raises(NotComputableError):
+        metric.compute()
 
 
 @pytest.mark.parametrize("metric", [CalibrationError(device=CPU), LogitGap(CPU)])

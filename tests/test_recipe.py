@@ -46,6 +46,8 @@ def test_the_defaults_are_the_reference_reports():
         "clip_grad_norm": 0.0,
         "ema": 0.0,
         "early_stopping": 0,
+        "fold": "none",
+        "best": "accuracy",
     }
     assert asdict(recipe) == {"data": "cub200", "preset": "finetune", **report, **off}
 
@@ -213,3 +215,9 @@ def test_a_pattern_with_a_group_is_taken(pattern):
 
 def test_every_option_has_a_help_text():
     assert all(field.metadata["help"].endswith(".") for field in fields(Recipe))
+
+
+@pytest.mark.parametrize("fold", ["4/3", "2of3", "1/1", "0/3", ""])
+def test_a_fold_that_is_none_says_what_one_is(fold):
+    with pytest.raises(UserError, match=r"^--fold .*give K/N with K from 1 to N and N at least 2, as 1/5$"):
+        Recipe(fold=fold)

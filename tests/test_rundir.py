@@ -18,10 +18,10 @@ from plumage.rundir.folder import RunDir
 ROOT = Path(plumage.rundir.folder.__file__).parents[1]
 
 
-def begin(path, data="cub200", time=0):
+def begin(path, data="cub200", time=0, **options):
     path.mkdir(parents=True)
     run = RunDir(path)
-    write_json(run.path / "recipe.json", {**Recipe.create({"data": data}).__dict__})
+    write_json(run.path / "recipe.json", {**Recipe.create({"data": data, **options}).__dict__})
     os.utime(path / "recipe.json", (time, time))
     return run
 
@@ -43,11 +43,63 @@ def test_history_is_cut_to_what_a_checkpoint_knows(tmp_path):
     assert run.history == []
 
 
-def test_of_equal_epochs_the_earlier_is_best(tmp_path):
+def epochs(run, *values):
+    """Give the run a history of (accuracy, balanced accuracy, loss)."""
+    names = ("val_accuracy", "val_balanced_accuracy", "val_loss")
+    for number, each in enumerate(values, 1):
+        run.history.add({"epoch": number, **dict(zip(names, each, strict=True))})
+    return run.history
+
+
+@pytest.mark.parametrize(
+    ("by", "best", "line"),
+    [
+        ("accuracy", 3, "best epoch 3: validation accuracy 30.00%"),
+        ("balanced-accuracy", 4, "best epoch 4: validation accuracy 20.00%, balanced accuracy 60.00%"),
+        ("loss", 5, "best epoch 5: validation accuracy 10.00%, loss 0.5000"),
+    ],
+)
+def test_what_makes_an_epoch_the_best_and_of_equals_the_loss_decides(tmp_path, by, best, line):
+    run = begin(tmp_path / "run", best=by)
+    history = epochs(
+        run, (0.1, 0.2, 3), (0.3, 0.2, 2), (0.3, 0.1, 1), (0.2, 0.1 + 0.2 + 0.3, 1), (0.1, 0.6, 0.5), (0.3, 0.1, 1)
+    )
+    if by == "balanced-accuracy":  # 0.1 + 0.2 + 0.3 is more than 0.6 in its last digit only
+        assert history.best["epoch"] == 5
+        history[4]["val_loss"] = 1.5
+    assert history.best["epoch"] == best
+    assert history.best_line == line
+
+
+def test_of_equal_epochs_of_before_there_was_a_choice_the_earlier_is_best(tmp_path):
     run = begin(tmp_path / "run")
-    for row in rows(0.1, 0.3, 0.3, 0.2):
-        run.history.add(row)
+    for row, loss in zip(rows(0.1, 0.3, 0.3, 0.2), (4, 3, 2, 1), strict=True):
+        run.history.add({**row, "val_loss": loss})
     assert run.history.best["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("by", "changes"),
+    [
+        ("accuracy", {"val_accuracy": None}),
+        ("accuracy", {"val_loss": "1"}),
+        ("accuracy", {"val_loss": float("nan")}),
+        ("loss", {"val_balanced_accuracy": float("inf")}),
+        ("balanced-accuracy", {"val_balanced_accuracy": [0.5]}),
+        ("balanced-accuracy", {"val_balanced_accuracy": ...}),
+        ("loss", {"val_balanced_accuracy": ..., "val_loss": ...}),
+    ],
+)
+def test_what_epochs_are_compared_by_must_be_a_number(tmp_path, by, changes):
+    run = begin(tmp_path / "run", best=by)
+    row = {"epoch": 1, "val_accuracy": 0.5, "val_balanced_accuracy": 0.5, "val_loss": 1.0}
+    run.history.add(row)
+    assert run.history == [row]
+    row = {name: value for name, value in {**row, **changes}.items() if value is not ...}
+    (run.path / "history.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
+        _ = run.history
+    assert run.readable_history(by).damaged
 
 
 @pytest.mark.parametrize("name", ["split.csv", "history.jsonl", "checkpoints"])
