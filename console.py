@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _ignore_stops() -> None:
 
 def _run_command(cli: click.Command) -> None:
     _open_streams()
-    handler = logging.StreamHandler()
+    handler = Notices()
     handler.setFormatter(Notice("%(message)s"))
     logging.basicConfig(handlers=[handler], force=True)
     log.setLevel(logging.INFO)
@@ -70,7 +71,9 @@ def _run_command(cli: click.Command) -> None:
         if not (message := _outside_cause(error)):
             raise
     if message and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, one says it
-        click.echo(visible(f"error: {message}"), err=True)
+        with beside_bars():
+            click.echo(visible(f"error: {message}"), err=True)
+            sys.exit(code)  # inside, so that no bar is drawn again
     sys.exit(code)
 
 
@@ -86,6 +89,18 @@ def _outside_cause(error: Exception) -> str:
     if isinstance(error, OSError):  # a full disk, a missing permission, a name that is too long
         return f"{error.filename or 'a file'}: {error.strerror or error}"
     return ""
+
+
+def beside_bars() -> AbstractContextManager[None]:
+    """Return a context in which no bar is drawn on the terminal; what is printed begins on a line of its own."""
+    loaded = sys.modules.get("tqdm.std")  # else there are no bars
+    return loaded.tqdm.external_write_mode(sys.stderr) if loaded else nullcontext()
+
+
+class Notices(logging.StreamHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with beside_bars():
+            super().emit(record)
 
 
 class Notice(logging.Formatter):

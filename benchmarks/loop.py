@@ -64,11 +64,10 @@ from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
 CLASSES = [f"class {number}" for number in range(200)]
-VALIDATION = {"loss": 1.0, "accuracy": 0.5, "top5": 0.5, "nll": 1.0}
+VALIDATION = {"loss": 1.0, "accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 0.5, "top5": 0.5, "nll": 1.0}
 MINUTES = 10  # --checkpoint-minutes of `train`, by default
-# What is replaced in the product: the network's builder, the progress bar's clock, and what keeps freed memory.
+# What is replaced in the product: the network's builder, and what keeps freed memory.
 BUILD_MODEL = "plumage.engine.prepare.build_model"
-BAR_CLOCK = "plumage.engine.handlers.perf_counter"
 KEEP_MEMORY = "plumage.hardware.device._keep_memory"
 
 
@@ -84,9 +83,10 @@ class Training:
         self.saver, self.run = Saver(state, run, history, minutes=10_000), run
         attach_before_step(state)
         attach_after_step(state, evaluator, self.saver, StopSignals())
-        attach_at_epoch_end(state, lambda: VALIDATION, self.saver, history)
+        self.bar_clock = perf_counter
         for engine, label, show in ((state.trainer, "training", state.status), (evaluator, "validating", dict)):
-            attach_progress(engine, label, recipe.batch_size, machine.look_every, show)
+            attach_progress(engine, label, recipe.batch_size, machine.look_every, show, lambda: self.bar_clock())
+        attach_at_epoch_end(state, lambda: VALIDATION, self.saver, history)
         self.trainer, self.steps, self.device = state.trainer, steps, machine.device
         self.step = state.trainer._process_function
         rng = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def loop_rounds(machine: Machine, args: argparse.Namespace) -> Iterator[dict[str
                 "the Engine of `train`": inside(full, epoch=2 * number + 1),
             }
             training.saver.wait()  # for the checkpoint of the epoch's end
-            with patch(BAR_CLOCK, slow.__next__):
+            with patch.object(full, "bar_clock", slow.__next__):
                 row["the same, its bar always drawn"] = inside(full, epoch=2 * number + 2)
             training.saver.wait()
             training.synchronise()

@@ -1,7 +1,10 @@
 """What happens beside the steps: small handlers, and plain functions, which the handlers of train.py put in order."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, process_time, thread_time
@@ -10,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler, ProgressBar
+from ignite.handlers import EMAHandler
 from torch import nn
+from tqdm import tqdm
 
 from plumage.engine.signals import StopSignals
 from plumage.errors import Stopped
 from plumage.hardware.processes import any_process
+from plumage.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,25 +62,89 @@ def attach_ema(trainer: Engine, model: nn.Module, decay: float) -> nn.Module:
     return ema.ema_model
 
 
-def attach_progress(
-    engine: Engine, label: str, batch_size: int, every: int, show: Callable[[], dict[str, str]] = dict
-) -> None:
-    """Draw a bar, ended by ``show()``, on standard error, if that is a terminal, after every ``every``-th iteration."""
-    drawn = 0.0
-    hidden = None if idist.get_rank() == 0 else True  # None: where standard error is no terminal
-    form = "{desc} {percentage:3.0f}%|{bar:20}| {rate_fmt} {remaining} left{postfix}"
-    bar = ProgressBar(desc=label, unit="img", unit_scale=batch_size, disable=hidden, bar_format=form)
+@dataclass
+class Progress(AbstractContextManager["Progress"]):
+    """How far an epoch is, on standard error: a bar on a terminal, elsewhere a line about every half minute.
 
-    def due(engine: Engine, iteration: int) -> bool:
-        nonlocal drawn
-        now = perf_counter()
+    Steps are counted from the first look: what is slow about the first, as compiling, says nothing of those to come.
+    As a context, takes the bar of an epoch that did not end off the terminal.
+    """
+
+    label: str
+    batch_size: int
+    show: Callable[[], dict[str, str]]
+    clock: Callable[[], float]
+    bar: tqdm | None = None
+    last: tuple[float, int] | None = None  # when, and after which of the epoch's steps, it was told last
+
+    def look(self, engine: Engine) -> None:
+        """Tell of the step that ``engine`` has done, if it is time."""
+        steps = engine.state.epoch_length or 1
+        now, step = self.clock(), (engine.state.iteration - 1) % steps + 1
+        if self.last is None:
+            self.bar = self._draw(self._title(engine), step, steps) if sys.stderr.isatty() else None
         # At most ten times a second: drawing costs more than all else here.
-        if iteration % every or (bar.pbar is not None and now - drawn < 0.1):
-            return False
-        drawn = now
-        return True
+        elif now - self.last[0] < (0.1 if self.bar else 30):
+            return
+        elif self.bar:
+            self.bar.set_postfix_str(self._shown(), refresh=False)
+            self.bar.update(step * self.batch_size - self.bar.n)
+        elif step < steps:
+            speed = (step - self.last[1]) / (now - self.last[0])  # steps a second, lately
+            rate, left = f"{speed * self.batch_size:,.1f} img/s", timedelta(seconds=round((steps - step) / speed))
+            told = filter(None, (f"step {step:,} of {steps:,}", rate, self._shown(), f"{left} left"))
+            log.info(f"{self._title(engine)}: {', '.join(told)}")
+        self.last = now, step
 
-    bar.attach(engine, output_transform=lambda out: show(), event_name=Events.ITERATION_COMPLETED(event_filter=due))
+    def _title(self, engine: Engine) -> str:
+        epochs = engine.state.max_epochs or 1
+        return self.label + (f" [{engine.state.epoch}/{epochs}]" if epochs > 1 else "")
+
+    def _shown(self) -> str:
+        return " ".join(f"{name} {value}" for name, value in self.show().items())
+
+    def _draw(self, title: str, step: int, steps: int) -> tqdm:
+        return tqdm(
+            desc=title,
+            initial=step * self.batch_size,
+            total=steps * self.batch_size,
+            unit="img",
+            unit_scale=True,  # 12.3kimg/s
+            postfix=self._shown(),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt} {remaining} left{postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            mininterval=0,
+            miniters=1,
+        )
+
+    def close(self) -> None:
+        """End the epoch: whatever is printed next begins on a line of its own."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = self.last = None
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def attach_progress(
+    engine: Engine,
+    label: str,
+    batch_size: int,
+    every: int,
+    show: Callable[[], dict[str, str]] = dict,
+    clock: Callable[[], float] = perf_counter,
+) -> Progress:
+    """Tell how far ``engine`` is, with what ``show()`` returns, looking after every ``every``-th iteration.
+
+    What prints at an epoch's end has to be attached after it.
+    """
+    progress = Progress(label, batch_size, show, clock)
+    if idist.get_rank() == 0:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), progress.look)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, progress.close)
+    return progress
 
 
 def attach_busy_notice(trainer: Engine, share: float, clocks: Sequence[Callable[[], float]] = CLOCKS) -> None:
@@ -122,13 +191,15 @@ def stop_if_signalled(signals: StopSignals, save: Callable[[], None]) -> None:
         raise Stopped(number, "; --resume goes on from here")
 
 
-def epoch_line(row: dict[str, Any], epochs: int, best: bool) -> str:
-    """Return the line that stays of an epoch, the ``row``'s of ``epochs``. best: it is the best so far."""
+def epoch_line(row: dict[str, Any], recipe: Recipe, best: bool) -> str:
+    """Return the line that stays of an epoch, the ``row``'s. best: it is the best so far, by the recipe's ``best``."""
+    epochs = recipe.epochs
     left = timedelta(seconds=round((epochs - row["epoch"]) * row["seconds"]))
+    balanced = f" balanced {row['val_balanced_accuracy']:6.1%}" if recipe.best == "balanced-accuracy" else ""
     return (
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
         f"  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:6.1%}"
-        f"  val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:6.1%} top-5 {row['val_top5']:6.1%}"
+        f"  val loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:6.1%}{balanced} top-5 {row['val_top5']:6.1%}"
         f"  {row['images_per_second']:.0f} img/s {row['seconds']:.0f} s"
         + (" *" if best else "  ")
         + (f" {left} left" if left else "")

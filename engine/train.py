@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plumage")
 
+VALIDATED = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "top5", "nll")  # what the history keeps of it
+
 
 def train(
     recipe: Recipe,
@@ -78,17 +80,18 @@ def train(
         note = prepare.go_on if begun else prepare.begin
         note(run, recipe, dataset, machine)
 
-    history = run.readable_history
-    with signals.deferred(), Saver(state, run, history, checkpoint_minutes) as saver:
+    history = run.readable_history(recipe.best)
+    with signals.deferred(), Saver(state, run, history, checkpoint_minutes) as saver, ExitStack() as screen:
         unrecorded = restore(state, run, history)
         with handlers.open_log(run.path, state.iteration) if tensorboard and rank == 0 else nullcontext() as writer:
             attach_before_step(state)
             if world_size == 1 and machine.device.type == "cpu":
                 handlers.attach_busy_notice(state.trainer, min(torch.get_num_threads(), usable_time()))
             attach_after_step(state, evaluator, saver, signals, writer)
-            attach_at_epoch_end(state, validate, saver, history, writer)
             for engine, label, show in ((state.trainer, "training", state.status), (evaluator, "validating", dict)):
-                handlers.attach_progress(engine, label, recipe.batch_size, machine.look_every, show)
+                progress = handlers.attach_progress(engine, label, recipe.batch_size, machine.look_every, show)
+                screen.enter_context(progress)
+            attach_at_epoch_end(state, validate, saver, history, writer)
             if unrecorded:  # it was stopped between an epoch's last step and its row in the history
                 state.trainer.fire_event(Events.EPOCH_COMPLETED)
             if state.trainer.state.epoch < recipe.epochs and not ends_early(history, recipe):
@@ -200,7 +203,7 @@ def attach_at_epoch_end(
         check_finite(validated["nll"], state.iteration, state.rate)
         row = {"epoch": trainer.state.epoch, "iteration": state.iteration, "lr": state.rate}
         row |= {f"train_{name}": trainer.state.metrics[name] for name in ("loss", "accuracy")}
-        row |= {f"val_{name}": validated[name] for name in ("loss", "accuracy", "top5", "nll")}
+        row |= {f"val_{name}": validated[name] for name in VALIDATED}
         done = 0 if start is None else state.pictures * (state.iteration - start) / state.epoch_length
         row |= {"seconds": round(perf_counter() - begun, 3), "images_per_second": round(done / trained, 1)}
         if writes:
@@ -208,7 +211,7 @@ def attach_at_epoch_end(
         best = writes and history.best is row
         saver.save(epoch_done=True, best=best)
         if writes:
-            print(handlers.epoch_line(row, recipe.epochs, best), flush=True)
+            print(handlers.epoch_line(row, recipe, best), flush=True)
         if writer:
             handlers.log_scalars(writer, "epoch", row, state.iteration)
         if ends_early(history, recipe):

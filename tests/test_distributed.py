@@ -323,7 +323,7 @@ def test_two_processes_stopped_and_three_resumed_end_as_one(trained, several, al
     assert (trained / several / "split.csv").read_text() == (trained / alone / "split.csv").read_text()
     for one, other in zip(rows(trained / alone), rows(trained / several), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
-        for name in ("epoch", "iteration", "train_accuracy", "val_accuracy", "val_top5"):
+        for name in ("epoch", "iteration", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_top5"):
             assert other[name] == one[name]
     one, other = (content(trained / run)["model"] for run in (alone, several))
     assert one.keys() == other.keys()

@@ -14,7 +14,6 @@ from plumage.engine.handlers import (
     attach_ema,
     attach_freezing,
     attach_learning_rate,
-    attach_progress,
 )
 from plumage.engine.metrics import check_weights
 from plumage.engine.schedule import learning_rate
@@ -131,13 +130,13 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_while_the_head_learns():
     assert changed(states[2]) == {"0", "1", "2"}
 
 
-def toy_state(losses, every=1, patience=0, batches=None):
+def toy_state(losses, every=1, patience=0, batches=None, best="accuracy"):
     """A training whose loss at iteration i is ``losses[i]``, looked at every so many of them; two pictures a batch."""
     trainer = Engine(lambda engine, batch: {"loss": torch.tensor(losses[engine.state.iteration - 1])})
     loss = Loss(lambda loss, labels: loss, lambda output: (output["loss"], torch.zeros(2)))
     loss.attach(trainer, "loss")
     batches = batches or len(losses)
-    recipe = Recipe(batch_size=2, epochs=len(losses) // batches, early_stopping=patience)
+    recipe = Recipe(batch_size=2, epochs=len(losses) // batches, early_stopping=patience, best=best)
     return TrainingState(
         trainer=trainer,
         model=nn.Linear(1, 1),
@@ -167,7 +166,7 @@ class Saves:
             self.best.append(self.state.trainer.state.epoch)
 
 
-GOOD = {"loss": 2.0, "accuracy": 0.5, "top5": 1.0, "nll": 1.5}
+GOOD = {"loss": 2.0, "accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.5, "top5": 1.0, "nll": 1.5}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -207,12 +206,13 @@ def run(tmp_path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def train_toy(run, accuracies, patience=0, due=False):
-    """Epochs of two iterations whose validation gives ``accuracies``. Returns what was saved."""
-    state, values = toy_state([1.0, 3.0] * len(accuracies), patience=patience, batches=2), iter(accuracies)
+def train_toy(run, accuracies, patience=0, due=False, best="accuracy"):
+    """Epochs of two iterations whose validation gives ``accuracies``, or more than these. Returns what was saved."""
+    values = iter(value if isinstance(value, dict) else {"accuracy": value} for value in accuracies)
+    state = toy_state([1.0, 3.0] * len(accuracies), patience=patience, batches=2, best=best)
     saves = Saves(state, due)
     attach_after_step(state, Engine(print), saves, StopSignals())
-    attach_at_epoch_end(state, lambda: {**GOOD, "accuracy": next(values)}, saves, run.history)
+    attach_at_epoch_end(state, lambda: {**GOOD, **next(values)}, saves, run.readable_history(best))
     state.trainer.run([0, 0], max_epochs=len(accuracies))
     return saves
 
@@ -222,6 +222,7 @@ def test_history_has_a_row_an_epoch(run, capsys):
     rows = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
     timing = [{name: row.pop(name) for name in ("seconds", "images_per_second")} for row in rows]
     shared = {"lr": 0.25, "train_loss": 2.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_top5": 1.0, "val_nll": 1.5}
+    shared |= {"val_balanced_accuracy": 0.25, "val_macro_f1": 0.5}
     assert rows == [
         {"epoch": 1, "iteration": 2, "val_accuracy": 0.5, **shared},
         {"epoch": 2, "iteration": 4, "val_accuracy": 0.7, **shared},
@@ -237,7 +238,7 @@ def test_history_has_a_row_an_epoch(run, capsys):
 @pytest.mark.parametrize(
     ("accuracies", "best"), [([0.1, 0.5, 0.3], 2), ([0.5, 0.5, 0.4], 1), ([0.1, 0.2, 0.3], 3), ([0.0, 0.0], 1)]
 )
-def test_best_is_by_validation_accuracy_ties_to_the_earlier(run, accuracies, best):
+def test_best_is_by_validation_accuracy_and_of_what_is_equal_in_all_the_earlier(run, accuracies, best):
     saves = train_toy(run, accuracies)
     assert run.history.best["epoch"] == best
     assert saves.best[-1] == best
@@ -280,6 +281,30 @@ def test_early_stopping_is_after_so_many_epochs_without_a_better_one(run, patien
     assert len(run.history) == epochs
 
 
+CHOICES = [
+    {"accuracy": 0.6, "balanced_accuracy": 0.30, "macro_f1": 0.5, "loss": 2.0},
+    {"accuracy": 0.7, "balanced_accuracy": 0.40, "macro_f1": 0.5, "loss": 1.9},
+    {"accuracy": 0.7, "balanced_accuracy": 0.40, "macro_f1": 0.5, "loss": 1.8},
+    {"accuracy": 0.6, "balanced_accuracy": 0.50, "macro_f1": 0.5, "loss": 1.85},
+    {"accuracy": 0.5, "balanced_accuracy": 0.45, "macro_f1": 0.5, "loss": 1.7},
+    *[{"accuracy": 0.5, "balanced_accuracy": 0.40, "macro_f1": 0.5, "loss": 1.75}] * 3,
+]
+
+
+@pytest.mark.parametrize(
+    ("best", "chosen", "epochs"),  # and at which epoch a patience of two ends
+    [("accuracy", [1, 2, 3], 5), ("balanced-accuracy", [1, 2, 3, 4], 6), ("loss", [1, 2, 3, 5], 7)],
+)
+def test_what_makes_an_epoch_the_best_is_chosen(run, capsys, best, chosen, epochs):
+    assert train_toy(run, CHOICES, best=best).best == chosen
+    lines = capsys.readouterr().out.splitlines()
+    assert [number for number, line in enumerate(lines, 1) if " *" in line] == chosen
+    assert (" balanced  50.0%" in lines[3]) == (best == "balanced-accuracy")
+    (run.path / "history.jsonl").unlink()
+    train_toy(run, CHOICES, patience=2, best=best)
+    assert len(run.history) == epochs
+
+
 def test_an_epochs_end_that_is_made_up_for_has_no_speed(run):
     state = toy_state([1.0] * 6, batches=2)
     attach_at_epoch_end(state, lambda: GOOD, Saves(state), run.history)
@@ -315,38 +340,6 @@ def test_a_stop_signal_saves_after_the_step_and_ends(validating):
     assert engine.state.iteration == 3
     assert saves.asked == [(0 if validating else 3, False)]
     assert end.value.exit_code == 143
-
-
-def test_progress_shows_what_a_person_wants_to_know(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    trainer = Engine(lambda engine, batch: None)
-    attach_progress(trainer, "training", 8, 1, lambda: {"loss": "1.234", "accuracy": "0.500", "lr": "0.1"})
-    trainer.run([0, 0, 0], max_epochs=2)
-    shown = capsys.readouterr().err
-    for part in ("training", "[1/2]", "[2/2]", "img/s", "left", "loss=1.234", "accuracy=0.500", "lr=0.1"):
-        assert part in shown
-
-
-def test_progress_is_drawn_at_most_ten_times_a_second_and_as_each_epoch_begins(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    clock, drawn = 0.0, []
-    monkeypatch.setattr("plumage.engine.handlers.perf_counter", lambda: clock)
-
-    def step(engine, batch):
-        nonlocal clock
-        clock += 0.03
-
-    trainer = Engine(step)
-    attach_progress(trainer, "training", 8, 2, lambda: drawn.append(trainer.state.iteration) or {})
-    trainer.run([0] * 10, max_epochs=2)
-    assert drawn == [2, 6, 10, 12, 16, 20]  # of even ones, those 0.12 s apart; another epoch begins with 11
-
-
-def test_progress_is_silent_where_nobody_looks(capsys):
-    trainer = Engine(lambda engine, batch: None)
-    attach_progress(trainer, "training", 8, 1)
-    trainer.run([0, 0, 0])
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

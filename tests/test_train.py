@@ -42,11 +42,12 @@ class TinyNetwork(nn.Module):
         width = 8 if name == "resnet50" else 6
         norm = nn.BatchNorm2d(width)
         nn.init.constant_(norm.weight, 1 - zero_gamma)
-        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2), norm)
+        self.layer4, self.pool = nn.ReLU(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(width, classes)
 
     def forward(self, images):
-        return self.fc(self.body(images))
+        return self.fc(self.pool(self.layer4(self.body(images))))
 
 
 OPTIONS = {"weights": "none", "resize": 20, "crop": 16, "batch_size": 8, "epochs": 3, "lr": 0.1, "val_fraction": 0.4}
@@ -411,6 +412,7 @@ def test_what_the_history_has_lost_is_written_again_and_said(tiny, tmp_path, cap
 def change_checkpoint(file, change):
     content = torch.load(file)
     change(content)
+    file.unlink()  # the best epoch's checkpoint may be the last one's too, under both names
     torch.save(content, file)
 
 
@@ -511,9 +513,9 @@ def test_evaluation_gives_the_very_numbers_of_the_history(tiny, tricks, tmp_path
     run = call(tmp_path / "run", **tricks if with_tricks else {})
     row = run.history.best if checkpoint == "best" else run.history[-1]
     numbers = evaluate(run, *machine, checkpoint).numbers
-    assert {f"val_{name}": numbers[name] for name in ("accuracy", "top5", "loss", "nll")} == {
-        name: row[name] for name in ("val_accuracy", "val_top5", "val_loss", "val_nll")
-    }
+    recorded = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
+    assert {name: numbers[name] for name in recorded} == recorded
+    assert len(recorded) == 6
     assert {**numbers, **json.loads((run.path / "eval-val.json").read_text())} == json.loads(
         (run.path / "eval-val.json").read_text()
     )
@@ -577,8 +579,9 @@ def test_an_evaluation_unpacks_to_no_more_than_its_run_has(tiny, tmp_path, monke
         nullcontext() if kind == "a member of its own" else pytest.raises(UserError, match=r"eval-val\.npz is damaged")
     ):
         read_evaluation(run, 3, 30)
-    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert peak < 3_000_000 + sum(array.nbytes for array in arrays.values())
 
 
 def test_links_under_names_that_can_be_foreseen_are_not_followed(tiny, tmp_path):
@@ -633,6 +636,7 @@ CHANGES = {
     "teacher": ["teacher"],
     "temperature": [2.0],
     "val_fraction": [0.2],
+    "fold": ["2/3"],
     "group_duplicates": [False],
     "momentum": [0.8],
     "weight_decay": [1e-3],
@@ -652,7 +656,8 @@ NEEDS = {
     "min_pictures": {"labels": "labels.csv"},
     "temperature": {"teacher": "teacher"},
     "freeze_backbone_epochs": {"weights": "weights.pt"},
-    "early_stopping": {"lr": 1e-12},  # no epoch is better than the first
+    # All epochs are equal but for the loss, which falls no more once BatchNorm's statistics have come to rest.
+    "early_stopping": {"lr": 1e-12, "epochs": 10},
     "group_duplicates": {"data": "with copies"},
 }
 
@@ -671,8 +676,8 @@ def test_every_option_changes_the_weights(tiny, tricks, tmp_path, photos, monkey
     shutil.copytree(photos, "with copies")
     for picture in Path("with copies").glob("*/[0-4].jpg"):
         shutil.copy(picture, picture.with_suffix(".jpeg"))
-    # sync_bn is of several processes: tests/test_distributed.py
-    assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset", "sync_bn"}
+    # sync_bn is of several processes: tests/test_distributed.py. best has a test of its own, below.
+    assert set(CHANGES) == {field.name for field in fields(Recipe)} - {"data", "preset", "sync_bn", "best"}
 
     def weights(number, **options):
         return flat(torch.load(call(tmp_path / f"run {number}", **options).last)["model"])
@@ -682,6 +687,94 @@ def test_every_option_changes_the_weights(tiny, tricks, tmp_path, photos, monkey
         before = weights(name, **NEEDS[name]) if name in NEEDS else plain
         for value in values:
             assert weights(f"{name} {value}", **{**NEEDS.get(name, {}), name: value}) != before, f"{name} {value}"
+
+
+VALIDATED = [  # epoch by epoch
+    {"accuracy": 0.6, "balanced_accuracy": 0.4, "macro_f1": 0.5, "loss": 0.9, "nll": 0.8},
+    {"accuracy": 0.6, "balanced_accuracy": 0.4, "macro_f1": 0.5, "loss": 0.8, "nll": 0.7},
+    {"accuracy": 0.5, "balanced_accuracy": 0.6, "macro_f1": 0.5, "loss": 0.85, "nll": 0.7},
+    {"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 0.5, "loss": 0.7, "nll": 0.6},
+]
+
+
+@pytest.mark.parametrize(("best", "epoch"), [("accuracy", 2), ("balanced-accuracy", 3), ("loss", 4)])
+@pytest.mark.parametrize("looks", [(), (7,), (8, 3, 3, 3), (11,)])
+def test_best_pt_is_the_epochs_that_is_best_by_the_recipe(tiny, tmp_path, monkeypatch, caplog, best, epoch, looks):
+    """Through stops, and where it was lost and comes from the checkpoints that are left."""
+    _, call = tiny
+    run = RunDir(tmp_path / "run")
+    file = run.path / "history.jsonl"
+
+    def validate(*_):
+        return {**VALIDATED[len(file.read_text().splitlines()) if file.exists() else 0], "top5": 1.0}
+
+    monkeypatch.setattr(plumage.engine.train, "run_evaluator", validate)
+    options = {"best": best, "epochs": 4}
+    for look in looks:
+        with pytest.raises(Stopped):
+            call(run.path, look, **options)
+    call(run.path, **options)
+    assert torch.load(run.best)["trainer"]["iteration"] == 3 * epoch
+    assert run.history.best["epoch"] == epoch
+    caplog.set_level("INFO", "plumage")
+    if epoch == 4 or (epoch == 3 and looks in ((), (7,))):  # else a stop in the last epoch has replaced that checkpoint
+        run.best.unlink()
+        call(run.path, **options)
+        assert torch.load(run.best)["trainer"]["iteration"] == 3 * epoch
+    call(run.path, **options)
+    assert "finished; nothing is left to do" in caplog.text
+    assert "lost" not in caplog.text
+
+
+def test_a_finished_run_of_before_there_was_a_choice_stays_finished(tiny, tmp_path, monkeypatch, caplog):
+    """Of its epochs of equal accuracy the first is best, whatever their losses, as best.pt has it."""
+    _, call = tiny
+    run = call(tmp_path / "run")
+    rows = [{**row, "val_accuracy": 0.5, "val_loss": 2.0 - row["epoch"] / 10} for row in run.history]
+    for row in rows:
+        del row["val_balanced_accuracy"]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.path / "history.jsonl").write_text(text)
+    recipe = json.loads((run.path / "recipe.json").read_text())
+    (run.path / "recipe.json").write_text(json.dumps({name: recipe[name] for name in recipe if name != "best"}))
+
+    def as_of_old(content, text=text):
+        content["recipe"].pop("best")
+        content["history"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def of_the_first_epoch(content):
+        content["trainer"].update(iteration=3)
+        as_of_old(content, text[: text.index("\n") + 1])
+
+    change_checkpoint(run.last, as_of_old)
+    change_checkpoint(run.best, of_the_first_epoch)
+    caplog.set_level("INFO", "plumage")
+    call(run.path)
+    assert "finished; nothing is left to do" in caplog.text
+    assert run.history.best["epoch"] == 1
+
+
+def test_an_unfinished_run_of_before_there_was_a_choice_goes_on_to_the_same_bits(tiny, tmp_path, caplog):
+    _, call = tiny
+    whole = call(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        call(tmp_path / "run", 8)
+    run = RunDir(tmp_path / "run")
+    rows = [{key: value for key, value in row.items() if key != "val_balanced_accuracy"} for row in run.history]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.path / "history.jsonl").write_text(text)
+
+    def as_of_old(content):
+        content["recipe"].pop("best")
+        content["history"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    for file in (run.last, run.best, run.previous):
+        change_checkpoint(file, as_of_old)
+    caplog.clear()
+    call(run.path)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert flat(torch.load(run.last)["model"]) == flat(torch.load(whole.last)["model"])
+    assert ["val_balanced_accuracy" in row for row in run.history] == [False, True, True]
 
 
 def test_with_an_average_the_checkpoint_has_it_and_the_weights_that_learn(tiny, tmp_path):
