@@ -14,6 +14,7 @@ from plumage.errors import UserError
 log = logging.getLogger("plumage")
 
 RUN_FILES = ("recipe.json", "classes.json", "split.csv")
+EXPLAINED = "explained.csv"  # in a folder of what predict --explain has drawn
 # In lower case: thumbnails, bins and snapshots of Synology, QNAP, NetApp and others, Windows, macOS, Linux and Android.
 # Names that begin with a full stop are hidden anyway, as ._*, .DS_Store, .Trashes and .@__thumb.
 JUNK = {
@@ -71,6 +72,9 @@ def walk(folder: Path, prefix: str, ignored: "Counter[str]") -> Iterator[tuple[s
         # A run, whose figures are no pictures to learn from.
         if all(os.path.isfile(here / name) for name in RUN_FILES):  # noqa: PTH113 (pathlib may raise)
             ignored[f"the run {here}"] += 1
+            continue
+        if os.path.isfile(here / EXPLAINED):  # noqa: PTH113
+            ignored[f"the maps in {here}"] += 1
             continue
         inside = look(here, ignored)
         yield prefix, inside.pictures

@@ -1,31 +1,30 @@
 """evaluate(run, …): a run's model on its own pictures, or on others."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from ignite.handlers import EpochOutputStore
-from PIL import Image
-from torch import Tensor
 
-from plumage.data.augment import Transform, center_crop
+from plumage.data.augment import Transform
 from plumage.data.feed import reader
 from plumage.data.loader import Pictures
+from plumage.data.samples import some
 from plumage.data.store import Cache
 from plumage.engine.criterion import LabelSmoothingLoss
-from plumage.engine.evaluator import create_evaluator, run_evaluator
+from plumage.engine.evaluator import create_evaluator, forward_maps, run_evaluator
 from plumage.engine.handlers import attach_progress
 from plumage.engine.learnt import tell_learnt
 from plumage.engine.metrics import calibration_bins, logit_gap
-from plumage.engine.prepare import model_and_iteration, other_dataset, recall_dataset
-from plumage.errors import UserError
+from plumage.engine.prepare import dataset_of, model_and_iteration
+from plumage.engine.shown import pictures_to_show
 from plumage.hardware.device import Machine
 from plumage.models.weights import fingerprint
 from plumage.recipe import Recipe
-from plumage.rundir.evaluation import MISTAKES, SAMPLES, THUMBNAIL, Evaluation
+from plumage.rundir.evaluation import SCORES, Evaluation
 from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
@@ -39,7 +38,7 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
 ) -> Evaluation:
-    """Evaluate a run's model, and keep what it measured in the run, as eval-<split>.json and .npz.
+    """Evaluate a run's model, and keep what it measured in the run, as eval-<split>.json, .npz and two tables.
 
     checkpoint: best, last or a file. data: another labelled folder, matched by class name, whose results go to
     eval-<folder>-<split>.json. split: train, val, test, or all of them; by default val of the run's own pictures, else
@@ -52,28 +51,21 @@ def evaluate(
     model.to(device)
     if machine.compile:
         model.compile()
-    dataset = recall_dataset(recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
+    dataset = dataset_of(run, split, data, cache)
     if data is not None:
         tell_learnt(f"--data {data}", run, Recipe.create({**asdict(recipe), "data": data}), dataset, split)
     rows, labels = dataset.pictures(split)
-    if not len(rows):
-        needs = " (a data set with train/, val/ and test/ has some)" if split == "test" else ""
-        raise UserError(f"--split {split}: {dataset.samples.root} has no such pictures{needs}; take another split")
-
     criterion = LabelSmoothingLoss(recipe.smoothing, len(classes))
     view = Transform(recipe.crop).to(device)
     evaluator = create_evaluator(model, criterion, view.center, machine, len(classes))
     outputs = EpochOutputStore(lambda output: output[0].cpu())
     outputs.attach(evaluator)
-    attach_progress(evaluator, "evaluating", recipe.batch_size, machine.look_every)
     # In batches as in training, so that the numbers are those of the history to the last digit.
     pictures = Pictures(reader(dataset.store, device), rows, labels, recipe.batch_size)
-    scores = run_evaluator(evaluator, pictures, model)
+    with attach_progress(evaluator, "evaluating", recipe.batch_size, machine.look_every):
+        scores = run_evaluator(evaluator, pictures, model)
 
-    def centers(chosen: np.ndarray) -> np.ndarray:
-        return center_crop(torch.from_numpy(dataset.store.read(rows[chosen])), recipe.crop).numpy()
-
-    logits = torch.cat(outputs.data)
+    logits, explain = torch.cat(outputs.data), partial(forward_maps, model, view.center, machine)
     evaluation = Evaluation(
         split=split,
         **scores,
@@ -87,7 +79,7 @@ def evaluate(
         indices=dataset.indices(split),
         gaps=logit_gap(logits).numpy(),
         bins=calibration_bins(logits, torch.from_numpy(labels)).numpy(),
-        pictures=pictures_to_show(logits, labels, centers),
+        pictures=pictures_to_show(logits, labels, dataset.store, rows, recipe.crop, explain, recipe.batch_size),
     )
     try:
         evaluation.save(run, f"eval-{split}" if data is None else f"eval-{Path(data).resolve().name[:100]}-{split}")
@@ -96,24 +88,13 @@ def evaluate(
     return evaluation
 
 
-def pictures_to_show(
-    logits: Tensor, labels: np.ndarray, read: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Choose pictures for the report: as uint8, and which rows of ``logits`` (n, K) they are, (m,) int64.
-
-    samples (m, crop, crop, 3): up to SAMPLES, of different classes where there are as many.
-    thumbnails (m, s, s, 3): up to MISTAKES, most confident first, with s at most THUMBNAIL.
-    """
-    order = np.argsort(labels, kind="stable")
-    rank = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # within its class
-    classes = max(int(np.sum(rank == 0)), SAMPLES)
-    pool = order[np.argsort(rank, kind="stable")][:classes]
-    samples = pool[np.linspace(0, len(pool) - 1, min(SAMPLES, len(pool))).round().astype(int)]
-    confidence, predicted = (values.numpy() for values in logits.softmax(dim=1).max(dim=1))
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
-    shown = read(samples)
-    side = min(shown.shape[1], THUMBNAIL)
-    small = [np.asarray(Image.fromarray(picture).resize((side, side))) for picture in read(wrong)]
-    thumbnails = np.array(small, np.uint8).reshape(-1, side, side, 3)
-    return {"samples": (shown, samples), "thumbnails": (thumbnails, wrong)}
+def told(evaluation: Evaluation, classes: list[str]) -> Iterator[str]:
+    """Yield what `eval` prints: a line for each number, which classes are never right, and what guessing gives."""
+    for name in SCORES:
+        form = ".4f" if name in ("loss", "nll") else ".2%"
+        yield f"{name.replace('_', ' '):17} {getattr(evaluation, name):8{form}}"
+    scores = evaluation.class_scores
+    never, evaluated = [classes[k] for k in scores.never_right], int((scores.pictures > 0).sum())
+    yield f"never right: {len(never)} of {evaluated} classes" + (f": {some(never)}" if never else "")
+    most, share = evaluation.majority
+    yield f"always guessing the most frequent class, {some([classes[most]])}, would give {share:.2%}"
