@@ -3,12 +3,13 @@
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from plumage.data.decode import Decoded, Square, decode_or_reason, of_pillow
 from plumage.data.depth import count_beyond, tell_beyond
 from plumage.data.samples import some
 from plumage.data.sources import list_pictures
-from plumage.engine.evaluator import forward
+from plumage.engine.evaluator import forward, forward_maps
 from plumage.engine.prepare import model_of, square_of
 from plumage.errors import UserError, first_line
 from plumage.files import expanded, text_output
 from plumage.hardware.cores import usable_cores
 from plumage.hardware.device import Machine
 from plumage.inference.calibration import temperature_for
+from plumage.inference.rejection import Threshold, threshold_for
 from plumage.inference.table import Table
 from plumage.models.weights import fingerprint
 from plumage.rundir.folder import RunDir
@@ -81,8 +83,14 @@ class Predictor:
             predictions.append(Prediction(self.classes[label], float(row[label]), by_name))
         return predictions
 
-    def stream(self, pictures: Iterable[Picture]) -> Iterator[np.ndarray | str]:
-        """Yield each picture's (K,) float64 probabilities, or why it cannot be read, in their order and flat memory."""
+    def stream(
+        self, pictures: Iterable[Picture], compute: Callable[[Tensor], np.ndarray] | None = None
+    ) -> Iterator[np.ndarray | str]:
+        """Yield each picture's (K,) float64 probabilities, or why it cannot be read, in their order and flat memory.
+
+        compute: what to do with a batch instead of ``probabilities``.
+        """
+        compute = compute or self.probabilities
         # Not as a context: a stream that is left early must not wait in the garbage collector, see data/loader.py.
         pool = ThreadPoolExecutor(self.workers)
         try:
@@ -93,7 +101,7 @@ class Predictor:
                 readable = [each for each in group if isinstance(each, Decoded)]
                 beyond += count_beyond([each.extremes for each in readable], levels)
                 stored = [each.pixels for each in readable]
-                rows = iter(self.probabilities(torch.from_numpy(np.stack(stored))) if stored else ())
+                rows = iter(compute(torch.from_numpy(np.stack(stored))) if stored else ())
                 yield from (each if isinstance(each, str) else next(rows) for each in group)
             with tqdm.external_write_mode(sys.stderr):
                 tell_beyond("", beyond, levels)
@@ -107,6 +115,18 @@ class Predictor:
         run = partial(forward, self.model, machine=self.machine, stored=stored)
         each = [(run(transform=view).cpu().double() / self.temperature).softmax(dim=1) for view in views]
         return torch.stack(each).mean(dim=0).numpy()
+
+    def maps(self, stored: Tensor, labels: Tensor) -> np.ndarray:
+        """Return (b, h, w) float32, where the evidence for these labels (b,) is in pictures as above.
+
+        With tta, the mean with the mirror image's, turned back.
+        """
+        run = partial(forward_maps, self.model, machine=self.machine, labels=labels)
+        maps = run(transform=self.view.center, stored=stored).cpu()
+        if self.tta:
+            mirrored = run(transform=lambda stored: self.view.center(stored).flip(3), stored=stored).cpu()
+            maps = (maps + mirrored.flip(2)) / 2
+        return maps.numpy()
 
 
 def load_predictor(
@@ -138,6 +158,13 @@ def load_predictor(
     )
 
 
+def threshold_of(run: RunDir, predictor: Predictor, error: float) -> Threshold:
+    """Return the threshold for ``predict --reject``. Raises UserError as ``threshold_for`` does."""
+    if predictor.tta:
+        log.warning("--reject: its thresholds were fitted without --tta, whose errors may differ")
+    return threshold_for(run, fingerprint(predictor.model), error)
+
+
 def list_inputs(inputs: Iterable[str]) -> list[str]:
     """Return the pictures that the command line names. ``-`` stands for standard input, a file or folder per line."""
     named: list[str] = []
@@ -155,26 +182,50 @@ def list_inputs(inputs: Iterable[str]) -> list[str]:
     return list_pictures(named)
 
 
-def predict(predictor: Predictor, paths: list[str], table: Table, output: Path | None, skip_unreadable: bool) -> None:
+class Streams(Protocol):
+    """What predicts: a ``Predictor``, or several as one."""
+
+    def stream(self, pictures: list[str], /) -> Iterator[np.ndarray | str]: ...
+
+
+def predict(
+    predictor: Streams,
+    paths: list[str],
+    table: Table,
+    output: Path | None,
+    skip_unreadable: bool,
+    explain: AbstractContextManager[Callable[[str, np.ndarray], None] | None] = nullcontext(),  # noqa: B008
+) -> None:
     """Write a row for each of ``paths`` to ``output``, or to standard output.
 
-    A file that cannot be read is named, and its row has no label; when all is written, a UserError is raised. With
-    skip_unreadable, there is no such row and no error.
+    A picture that the table's threshold rejects has no label, which is no error. A file that cannot be read is named,
+    and its row has no label; when all is written, a UserError is raised. With skip_unreadable, there is no such row and
+    no error. explain: gets each readable picture and its probabilities.
     """
-    unreadable = 0
+    unreadable = rejected = 0
     hidden = True if output is None and sys.stdout.isatty() else None  # None: where standard error is no terminal
-    with text_output(output) as out, tqdm(desc="predicting", total=len(paths), unit="img", disable=hidden) as bar:
+    with (
+        text_output(output) as out,
+        explain as explainer,
+        tqdm(desc="predicting", total=len(paths), unit="img", disable=hidden) as bar,
+    ):
         write = table.writer(out)
         for path, probabilities in zip(paths, predictor.stream(paths), strict=True):
             bar.update()
             if not isinstance(probabilities, str):
+                rejected += table.rejects(probabilities)
                 write(path, probabilities)
+                if explainer:
+                    explainer(path, probabilities)
                 continue
             unreadable += 1
             with tqdm.external_write_mode(sys.stderr):
                 log.warning(f"{some([path])}: {probabilities}")
             if not skip_unreadable:
                 write(path, None)
+    if table.threshold:
+        usual = f"of the validation pictures, {1 - table.threshold.coverage:.1%} would be"
+        log.info(f"--reject: {rejected} of {len(paths) - unreadable} pictures are left without a label; {usual}")
     if unreadable and not skip_unreadable:
         count = f"{unreadable} of {len(paths)} pictures"
         raise UserError(f"{count} cannot be read: their rows have no label; --skip-unreadable leaves them out")

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from plumage.errors import UserError
+from plumage.inference.rejection import Threshold
 from plumage.tables import row_writer
 
 COLUMNS = ("path", "label", "probability")
@@ -22,7 +23,8 @@ class Table:
     form: csv or jsonl. columns: the names of these three; one without a name is left out. identity: what names a
     picture, its path, name or stem. label: what names a class, its name or its index. probabilities: whether those of
     classes follow: of all in the order of ``classes``, or those ``shown``, (column's name, class) each. exact: whether
-    a CSV too has names exactly. asked: the names that someone else asked for, by path, where they differ.
+    a CSV too has names exactly. asked: the names that someone else asked for, by path, where they differ. threshold:
+    which pictures get no label, of no rank, though the probability of the first.
     """
 
     classes: list[str]
@@ -35,8 +37,11 @@ class Table:
     exact: bool = False
     shown: Sequence[tuple[str, int]] | None = None
     asked: Mapping[str, str] = field(default_factory=dict)
+    threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold and len(self.columns) == 1:
+            raise UserError(f"--reject: there is no column for a label beside {self.columns[0]}; name one by --columns")
         if len(self.columns) == 1 and not self.probabilities:
             raise UserError(f"--columns {self.columns[0]}: names no label; give two names, or --probabilities as well")
         if (twice := Counter(self.columns_written).most_common(1)[0])[1] > 1:
@@ -63,14 +68,20 @@ class Table:
     def name(self, path: str) -> str:
         return self.asked.get(path) or (path if self.identity == "path" else getattr(PurePath(path), self.identity))
 
+    def rejects(self, probabilities: np.ndarray) -> bool:
+        """Return whether a picture with these (K,) probabilities gets no label."""
+        return self.threshold is not None and self.threshold.rejects(probabilities)
+
     def row(self, path: str, probabilities: np.ndarray | None) -> list[Any]:
         """Return the values under ``header``. probabilities: (K,), or None where the picture could not be read."""
         values: list[Any] = [self.name(path)]
         if probabilities is None:
             return values + [None] * (len(self.header) - 1)
-        for label in np.argsort(-probabilities, kind="stable")[: self.top_k]:
-            name = int(label) if self.label == "index" else self.classes[label]
-            values += (name, rounded(probabilities[label]))[: len(self.columns) - 1]
+        rejected = self.rejects(probabilities)
+        for rank, label in enumerate(np.argsort(-probabilities, kind="stable")[: self.top_k]):
+            name = None if rejected else int(label) if self.label == "index" else self.classes[label]
+            sure = None if rejected and rank else rounded(probabilities[label])
+            values += (name, sure)[: len(self.columns) - 1]
         return values
 
     def writer(self, out: TextIO) -> Callable[[str, np.ndarray | None], None]:

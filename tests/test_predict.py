@@ -19,6 +19,7 @@ from PIL import Image
 
 from plumage import load
 from plumage.errors import UserError
+from plumage.inference.calibration import best_temperature, cross_fitted
 from plumage.inference.order import arrange
 from plumage.inference.predict import in_batches, read_picture
 from plumage.inference.table import Table
@@ -188,15 +189,16 @@ def test_calibration_is_kept_and_used_for_its_checkpoint_alone(cli, predict, run
     assert {name: fitted[name] for name in evaluation} == evaluation
     kept = json.loads((run / "calibration.json").read_text())
     assert (kept["n"], kept["checkpoint"], kept["nll"]) == (12, "best", pytest.approx(evaluation["nll"], abs=1e-6))
-    assert kept["calibrated_nll"] == fitted["calibrated_nll"] < kept["nll"]
+    assert kept["temperature"] == best_temperature(arrays["logits"], arrays["labels"])
+    # Of pictures that it was not fitted on.
+    assert kept["calibrated_nll"] == fitted["calibrated_nll"] == cross_fitted(arrays["logits"], arrays["labels"]).nll
 
     logits = torch.from_numpy(arrays["logits"]).double() / kept["temperature"]
     files = sorted((home / "val").rglob("*.jpg"))
     found = [list(one.probabilities.values()) for one in load(run)(files)]
     assert found == logits.softmax(dim=1).tolist()
-    assert -np.log([row[label] for row, label in zip(found, arrays["labels"], strict=True)]).mean() == pytest.approx(
-        kept["calibrated_nll"]
-    )
+    losses = -np.log([row[label] for row, label in zip(found, arrays["labels"], strict=True)])
+    assert losses.mean() < min(kept["nll"], kept["calibrated_nll"])
     assert predict(home / "val", "--probabilities", "--no-calibration")[1] == raw
     assert predict(home / "val", "--probabilities")[1] != raw
     # The same weights under another name, and others.
@@ -219,7 +221,11 @@ def test_calibration_on_other_pictures_is_refused(cli, run, home):
     assert not (run / "calibration.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"temperature": 0, "weights": ""}', '{"temperature": "1"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"temperature": "1"}']
+    + [f'{{"temperature": {number}, "weights": ""}}' for number in ("0", "1e-300", "NaN", "1" + 400 * "0")],
+)
 def test_a_damaged_calibration_is_named(predict, run, home, content):
     (run / "calibration.json").write_text(content)
     code, out, err = predict(home / "val")
