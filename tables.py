@@ -2,19 +2,25 @@
 
 import codecs
 import csv
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
 from plumage.errors import UserError
-from plumage.files import check_regular, text_output
+from plumage.files import check_regular, read_arrays, text_output
 
-# The columns of a run's split.csv, where pictures are in groups one more, and of its skipped.csv.
+# The columns of a run's split.csv, where pictures are in groups one more, and of its skipped.csv and suspects.csv.
 SPLIT, GROUP, SKIPPED = ("path", "label", "split"), ("group",), ("path", "reason")
+SUSPECTS = ("path", "label", "likely", "probability", "why")
+SUSPECTS_ARCHIVE = "suspects.npz"  # beside suspects.csv: small pictures, and that table as it was written
+FOLDS = "folds.json"  # beside what several runs' folds make together
 SIDES = ("train", "val", "test")  # what a split may say
+LONGEST = 2**20  # characters of a line that are read before csv, which refuses long cells, gets to see them
 # What a spreadsheet computes instead of showing it, full-width signs too; and the numbers among that, which do no harm.
 FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
@@ -50,6 +56,11 @@ def plain(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
+def lines_of(table: TextIO) -> Iterator[str]:
+    """Yield the lines of a table of any origin, longer ones in pieces: without a line end a file would be one text."""
+    return iter(partial(table.readline, LONGEST), "")
+
+
 def encoding_of(start: bytes) -> str:
     """Return the encoding of a list or table of any origin, by its first bytes: UTF-16 if they say so, else UTF-8."""
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
@@ -70,7 +81,7 @@ def read_table(file: Path, columns: Sequence[str], more: Sequence[str] = ()) -> 
     try:
         check_regular(file)
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
-            lines = csv.reader(handle)
+            lines = csv.reader(lines_of(handle))
             header = next(lines, None)
             if header not in ([*columns], [*columns, *more]):
                 raise UserError(f"{file}, line 1: needs the columns {', '.join(columns)}")
@@ -80,3 +91,24 @@ def read_table(file: Path, columns: Sequence[str], more: Sequence[str] = ()) -> 
                 yield lines.line_num, [plain(cell) for cell in row]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def written_labels(archive: Path) -> dict[str, str]:
+    """Return path → label of a suspects.csv as its run wrote it, which SUSPECTS_ARCHIVE keeps; {} where it does not.
+
+    Raises UserError where the archive is damaged.
+    """
+    if not archive.exists():
+        return {}
+    try:
+        arrays = read_arrays(archive, {"written": archive.stat().st_size})
+        if "written" not in arrays:  # as in older ones
+            return {}
+        text = arrays["written"].tobytes().decode(errors="surrogateescape")
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        if header != [*SUSPECTS]:
+            raise ValueError("it holds no suspects")
+        return {plain(path): plain(label) for path, label, *_ in rows}
+    except Exception as error:  # a damaged archive raises nearly anything
+        way_out = "move it away, so that split.csv alone tells what was mended"
+        raise UserError(f"{archive} is damaged ({' '.join(str(error).split())}): {way_out}") from error

@@ -77,8 +77,8 @@ def tell_twins(samples: Samples, split: np.ndarray, digests: np.ndarray, twins: 
     ):
         if len(pairs):
             log.warning(f"{samples.root}: {len(pairs)} {what}: {name_pairs(samples, pairs)}")
-    if len(twins) and samples.split is None:
-        groups = np.unique(connected(len(samples), twins)[one])
+    if len(twins := twins[samples.undrawn[twins].all(axis=1)]):
+        groups = np.unique(connected(len(samples), twins)[twins[:, 0]])
         log.info(
             f"{samples.root}: {len(np.unique(twins))} pictures in {len(groups)} groups look nearly the same, and stay "
             f"on one side of the split: {name_pairs(samples, twins)}; --no-group-duplicates lets them part"

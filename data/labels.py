@@ -4,7 +4,6 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from posixpath import basename, normpath, splitext
@@ -13,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from plumage.data.layout import side_of
+from plumage.data.mended import mended_labels
 from plumage.data.samples import Samples, some
 from plumage.data.sources import pictures_below
 from plumage.errors import UserError, first_line
 from plumage.files import check_regular, is_below
 from plumage.names import composed, finder
-from plumage.tables import GROUP, SPLIT, encoding_of, plain
+from plumage.tables import FOLDS, GROUP, SPLIT, SUSPECTS_ARCHIVE, encoding_of, lines_of, plain, written_labels
 
 log = logging.getLogger("plumage")
 
@@ -29,7 +29,6 @@ NAMES = {
     "split": ("split",),
     "group": ("group",),
 }
-LONGEST = 2**20  # characters of a line that are read before csv, which refuses long cells, gets to see them
 
 
 class Row(NamedTuple):
@@ -41,9 +40,10 @@ class Row(NamedTuple):
     group: str
 
 
-def read_labels(file: Path, folder: Path) -> Samples:
+def read_labels(file: Path, folder: Path, anew: bool = False) -> Samples:
     """Read what the pictures below ``folder`` show and, where the file says it, their sides and groups.
 
+    anew: what trains and what validates is yet to be drawn, so that test is no validation set.
     Raises UserError where the file is no such table, is of other pictures, or contradicts itself.
     """
     chosen = match(file, folder, *read_rows(file))
@@ -59,8 +59,8 @@ def read_labels(file: Path, folder: Path) -> Samples:
         log.warning(f"--labels {file}: {_few(doubtful, 4)} are classes of their own; spell alike what is the same")
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[spelled[composed(row.label.strip())]] for row in chosen.values()], np.int64)
-    split = sides(file, chosen)
-    for side in ("train", "val") if split is not None else ():
+    split = sides(file, chosen, anew)
+    for side in ("train", "val") if split is not None and "train" in split and not anew else ():
         if lacking := [classes[label] for label in np.setdiff1d(labels, labels[split == side])]:
             log.warning(f"--labels {file}: no {side} pictures of {_few(lacking)}")
     groups = np.array([row.group for row in chosen.values()], object)
@@ -141,8 +141,11 @@ def by_key(paths: list[str], key: Callable[[str], str]) -> dict[str, str]:
     return found
 
 
-def sides(file: Path, chosen: dict[str, Row]) -> np.ndarray | None:
-    """Return (n,) "train", "val" or "test"; None where the split is yet to be drawn. UserError where some lack one."""
+def sides(file: Path, chosen: dict[str, Row], anew: bool) -> np.ndarray | None:
+    """Return (n,) "train", "val" or "test"; None where the split is yet to be drawn. UserError where some lack one.
+
+    Of what folds put together, where all have validated, it is "" where it is yet to be drawn.
+    """
     split = np.array([row.side for row in chosen.values()])
     split[split == "held out"] = "test" if "val" in split else "val"
     where, there = f"--labels {file}", set(split.tolist())
@@ -153,33 +156,26 @@ def sides(file: Path, chosen: dict[str, Row]) -> np.ndarray | None:
         raise UserError(
             f"{where}: {len(lacking)} rows have no split while others have one: {_few(lacking)}; fill it in"
         )
+    if there <= {"val", "test"} and file.with_name(FOLDS).exists():  # where all but tests validates, in its fold
+        return None if there == {"val"} else np.where(split == "test", "test", "").astype("U5")
     if "train" not in there:
         raise UserError(f"{where}: its column split has no train; give some pictures to train on")
-    if "val" not in there:
+    if "val" not in there and not anew:
         log.info(f"{where}: its column split has no val, so test is the validation set")
         split[split == "test"] = "val"
     return split
 
 
 def read_rows(file: Path) -> tuple[list[Row], bool]:
-    """Return the rows that have a label, and whether the file is as a run writes its split.csv. UserError names it."""
+    """Return the rows that have a label, and whether the file is as a run writes its split.csv. UserError names it.
+
+    A run's suspects.csv stands for the split.csv beside it, with the labels that a person has mended. It is known by
+    its name or by its column likely, whatever else a person or a spreadsheet has done to its columns.
+    """
     where = f"--labels {file}"
-    try:
-        check_regular(file)
-        with file.open("rb") as start:
-            encoding = encoding_of(start.read(2))
-        with file.open(newline="", encoding=encoding, errors="surrogateescape") as handle:
-            lines = iter(partial(handle.readline, LONGEST), "")
-            first = next((line for line in lines if line.strip()), None)
-            if first is None:
-                raise UserError(f"{where}: is empty; give a table with a line for each picture")
-            delimiter = max(",\t;", key=lambda mark: _score(first, mark))
-            table = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-            header = next(table)
-            columns, own = choose_columns(where, header), header in ([*SPLIT], [*SPLIT, *GROUP])
-            rows = list(parse(where, table, len(header), columns, own))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{where}: cannot be read ({first_line(error)}); give a CSV or TSV file") from error
+    header, own, rows = read_any(where, file)
+    if file.name != "split.csv" and (file.name.casefold() == "suspects.csv" or "likely" in map(_bare, header)):
+        own, rows = True, mended(where, rows, file.with_name("split.csv"))
     if bare := [row.picture for row in rows if not row.label]:
         log.info(f"{where}: {len(bare)} rows have no label, and are left out: {_few(bare)}")
     if len(bare) == len(rows):
@@ -188,6 +184,37 @@ def read_rows(file: Path) -> tuple[list[Row], bool]:
     if foreign:
         log.warning(f"{where}: is not UTF-8, so that letters of {_few(foreign)} are lost; save it as CSV UTF-8")
     return [row for row in rows if row.label], own
+
+
+def read_any(where: str, file: Path) -> tuple[list[str], bool, list[Row]]:
+    """Return the header of a table, whether it is a run's split.csv, and all rows."""
+    try:
+        check_regular(file)
+        with file.open("rb") as start:
+            encoding = encoding_of(start.read(2))
+        with file.open(newline="", encoding=encoding, errors="surrogateescape") as handle:
+            lines = lines_of(handle)
+            first = next((line for line in lines if line.strip()), None)
+            if first is None:
+                raise UserError(f"{where}: is empty; give a table with a line for each picture")
+            delimiter = max(",\t;", key=lambda mark: _score(first, mark))
+            table = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+            header = next(table)
+            columns, own = choose_columns(where, header), header in ([*SPLIT], [*SPLIT, *GROUP])
+            return header, own, list(parse(where, table, len(header), columns, own))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{where}: cannot be read ({first_line(error)}); give a CSV or TSV file") from error
+
+
+def mended(where: str, suspects: list[Row], split: Path) -> list[Row]:
+    """Return the rows of a run's split.csv with the labels that were mended in its suspects.csv."""
+    if not split.exists():
+        what = "only mends the split.csv of its run, as its name or its column likely says, which is not beside it"
+        raise UserError(f"{where}: {what}; leave it there, or rename what is a table of its own")
+    _, _, rows = read_any(f"--labels {split}", split)
+    said, was = ([(plain(row.picture), row.label) for row in of] for of in (suspects, rows))
+    labels = mended_labels(where, said, split, was, written_labels(split.with_name(SUSPECTS_ARCHIVE)))
+    return [row._replace(label=labels.get(path, row.label)) for row, (path, _) in zip(rows, was, strict=True)]
 
 
 def parse(where: str, table: Iterator[list[str]], width: int, columns: dict[str, int], own: bool) -> Iterator[Row]:
