@@ -7,7 +7,7 @@ install needs nothing of this, since plumage.py finds the folders beside itself.
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ROOMS = ("birds", "data", "engine", "hardware", "inference", "models", "report", "rundir")
+ROOMS = ("ablation", "birds", "data", "engine", "hardware", "inference", "models", "report", "rundir")
 
 
 class OnePackage(build_py):

@@ -39,8 +39,11 @@ def is_cub(folder: Path) -> bool:
     return all((folder / name).is_file() for name in CUB_LISTS)
 
 
-def read_cub(folder: Path) -> Samples:
-    """Read CUB-200-2011 by its text files, with its official split: its test set is the validation set."""
+def read_cub(folder: Path, anew: bool = False) -> Samples:
+    """Read CUB-200-2011 by its text files, with its official split: its test set is the validation set.
+
+    anew: it tests, and what validates is yet to be drawn.
+    """
     images, labels, is_train, names = (_cub_list(folder / name) for name in CUB_LISTS)
     classes = sorted(names.values())
     label = {name: index for index, name in enumerate(classes)}
@@ -50,7 +53,9 @@ def read_cub(folder: Path) -> Samples:
         if not is_below(image):
             raise UserError(f"{folder / 'images.txt'}: {image!r} leaves the data folder")
         try:
-            rows.append((str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "val"))
+            rows.append(
+                (str(path), label[names[labels[key]]], "train" if is_train[key] == "1" else "test" if anew else "val")
+            )
         except KeyError as error:
             raise UserError(f"{folder}: image {key} has no entry in one of {', '.join(CUB_LISTS[1:])}") from error
     if not rows:

@@ -10,6 +10,7 @@ from plumage.data.copies import name_pairs, tell_copies, tell_twins
 from plumage.data.decode import Square
 from plumage.data.depth import LEARN, count_beyond, tell_beyond, tell_levels
 from plumage.data.duplicates import CROWD, connected, in_crowds, linked, near_duplicates
+from plumage.data.folds import fold_split, tell_fold
 from plumage.data.groups import group_split, numbered, tell_groups, tell_parted
 from plumage.data.samples import Samples, some
 from plumage.data.split import stratified_split
@@ -40,7 +41,7 @@ class Dataset:
 def prepare(
     samples: Samples,
     square: Square,
-    val_fraction: float,
+    held_out: float | tuple[int, int],
     seed: int,
     cache: Cache,
     min_pictures: int = 1,
@@ -48,6 +49,7 @@ def prepare(
 ) -> Dataset:
     """Decode ``samples``, and split them by seed if their source does not. Raises UserError when they are too few.
 
+    held_out: what validates: a fraction of each class, or a fold (k, n), the k-th of n parts of all pictures.
     Classes with fewer readable pictures than ``min_pictures`` are left out. Near-duplicates stay on one side of the
     split, if ``group_duplicates``, or are named where it is given. The levels of pictures of more than 8 bits are
     learnt from them all; ``store.square`` has them.
@@ -58,9 +60,9 @@ def prepare(
     root, split = samples.root, samples.split
     dataset = Dataset(samples, dataset.store, rows)
     twins = find_twins(dataset) if group_duplicates else np.empty((0, 2), np.int64)
-    if split is None:
-        split = draw_split(samples, twins, val_fraction, seed)
-    elif samples.groups is not None:
+    if split is None or samples.undrawn.any():
+        split = draw_split(samples, twins, held_out, seed)
+    if samples.groups is not None:
         tell_parted(samples, split)
     train, val = (np.sum(split == side) for side in ("train", "val"))
     if train < 2 or val < 1:
@@ -71,8 +73,8 @@ def prepare(
     return replace(dataset, samples=replace(samples, split=split))
 
 
-def find_twins(dataset: Dataset) -> np.ndarray:
-    """Return (m, 2) int64, the samples that look nearly the same, without crowds of such, which are told."""
+def find_twins(dataset: Dataset, tell: bool = True) -> np.ndarray:
+    """Return (m, 2) int64, the samples that look nearly the same, without crowds of such; ``tell`` of these."""
     samples, store, rows = dataset.samples, dataset.store, dataset.rows
 
     def read(samples: np.ndarray) -> np.ndarray:
@@ -82,7 +84,7 @@ def find_twins(dataset: Dataset) -> np.ndarray:
     twins = near_duplicates(store.hashes[rows], digests, read, store.workers)
     # What is the same pixel for pixel stays together, however many there are.
     crowd = in_crowds(len(samples), twins) & (digests[twins[:, 0]] != digests[twins[:, 1]]).any(axis=1)
-    if crowd.any():
+    if tell and crowd.any():
         log.warning(
             f"{samples.root}: {len(np.unique(twins[crowd]))} pictures look nearly the same as others in groups of more "
             f"than {CROWD}, which are of one kind rather than of one photo, so that they may part: "
@@ -91,23 +93,36 @@ def find_twins(dataset: Dataset) -> np.ndarray:
     return twins[~crowd]
 
 
-def draw_split(samples: Samples, twins: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
+def draw_split(samples: Samples, twins: np.ndarray, held_out: float | tuple[int, int], seed: int) -> np.ndarray:
     """Draw (n,) "train" or "val" by the seed, for each class, with groups, and ``twins``, (m, 2) int64, together.
 
-    UserError where all must train.
+    What has a side already keeps it. UserError where all must train.
     """
-    if samples.groups is None and not len(twins):
-        return stratified_split(samples.labels, val_fraction, seed)
+    if samples.split is not None:
+        rows = np.flatnonzero(samples.undrawn)
+        place = np.full(len(samples), -1)
+        place[rows] = np.arange(len(rows))
+        split, within = samples.split.copy(), place[twins]
+        undrawn = replace(samples.select(rows), split=None)
+        split[rows] = draw_split(undrawn, within[(within >= 0).all(axis=1)], held_out, seed)
+        return split
     groups = np.arange(len(samples)) if samples.groups is None else numbered(samples.groups)
-    groups = connected(len(samples), np.concatenate([twins, linked(groups)]))
-    split = group_split(samples.labels, groups, val_fraction, seed)
+    if together := samples.groups is not None or len(twins) > 0:
+        groups = connected(len(samples), np.concatenate([twins, linked(groups)]))
+    if isinstance(held_out, tuple):
+        split = fold_split(samples.labels, groups, held_out, seed)
+        tell_fold(samples, split, held_out)
+        return split
+    if not together:
+        return stratified_split(samples.labels, held_out, seed)
+    split = group_split(samples.labels, groups, held_out, seed)
     if "val" not in split:
         problem = "each class is in one group, so that none is left to validate with"
         way_out = "give smaller groups, by --group-by or in the file of --labels"
         if len(twins):
             way_out += f"; {some([samples.paths[row] for row in twins[0]])} look nearly the same: --no-group-duplicates"
         raise UserError(f"{samples.root}: {problem}; {way_out}")
-    tell_groups(samples, split, val_fraction)
+    tell_groups(samples, split, held_out)
     return split
 
 
@@ -128,8 +143,8 @@ def choose_classes(samples: Samples, least: int, which: str = "") -> tuple[Sampl
         log.warning(f"{what}, and are left out: {some(few)}")
         numbers = (np.cumsum(kept) - 1)[samples.labels[rows]]
         samples = replace(samples.select(rows), labels=numbers, classes=left)
-    if samples.split is None:
-        alone = np.flatnonzero(counts[kept] == 1)
+    if (undrawn := samples.undrawn).any():
+        alone = np.flatnonzero(np.bincount(samples.labels[undrawn]) == 1)
         _refuse(samples, alone, f"fewer than two {which}pictures (one to train on, one to validate with)")
     elif len(learnt := np.unique(samples.labels[samples.split == "train"])) < 2:
         names = some([samples.classes[label] for label in learnt]) or "none"
@@ -139,8 +154,13 @@ def choose_classes(samples: Samples, least: int, which: str = "") -> tuple[Sampl
 
 def recall(samples: Samples, square: Square, skipped: Path, cache: Cache) -> Dataset:
     """Open what ``prepare`` made for a run, by the ``samples`` of its split.csv and by its skipped.csv."""
+    return reopen(samples, square, [path for path, _ in read_skipped(skipped)], cache)
+
+
+def reopen(samples: Samples, square: Square, unreadable: list[str], cache: Cache) -> Dataset:
+    """Open ``samples`` that were readable; ``unreadable``: files that were there beside them, and were not."""
     # The unreadable files belong to the list by which the store is known.
-    paths = sorted([*samples.paths, *(path for path, _ in read_skipped(skipped))])
+    paths = sorted([*samples.paths, *unreadable])
     store = open_store(samples.root, paths, square, cache)
     row_of = {paths[number]: row for row, number in enumerate(store.readable)}
     if lost := [path for path in samples.paths if path not in row_of]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from plumage.data.samples import Samples, some
 from plumage.data.seeding import Purpose, generator
-from plumage.data.split import drawn_by_class, stratified_split
+from plumage.data.split import drawn_by_class, stratified_split, to_validate
 from plumage.errors import UserError
 from plumage.names import composed
 
@@ -54,16 +54,23 @@ def group_split(labels: np.ndarray, groups: np.ndarray, val_fraction: float, see
         return split
     numbers, first, number = np.unique(number[together], return_index=True, return_inverse=True)
     placing = _Placing(labels, together, number, val_fraction)
-    random = generator(seed, Purpose.SPLIT, len(placing.totals)).permutation(len(numbers))
-    # Those of about one size in an order of the seed's: else the largest of all would be on one side for every seed.
-    order = np.lexsort((random, -np.floor(np.log2(sizes[numbers]))))
-    placing.place_all(order.tolist(), wish=(split[together][first] == "val").tolist())
+    order = largest_first(sizes[numbers], labels, seed)
+    placing.place_all(order, wish=(split[together][first] == "val").tolist())
     split[together] = np.where(np.array(placing.sides)[number], "val", "train")
-    for drawn, count in drawn_by_class(labels, val_fraction, seed):
+    for drawn in drawn_by_class(labels, seed):
         alone, placed = drawn[~together[drawn]], drawn[together[drawn]]
         split[alone] = "train"
-        split[alone[: max(count - int(np.sum(split[placed] == "val")), 0)]] = "val"
+        split[alone[: max(to_validate(drawn, val_fraction) - int(np.sum(split[placed] == "val")), 0)]] = "val"
     return split
+
+
+def largest_first(sizes: np.ndarray, labels: np.ndarray, seed: int) -> list[int]:
+    """Return the order in which groups of these ``sizes``, (g,), are placed; labels: (n,), of the pictures.
+
+    Those of about one size are in an order of the seed's: else the largest of all would be on one side for every seed.
+    """
+    random = generator(seed, Purpose.SPLIT, int(labels.max()) + 1).permutation(len(sizes))
+    return [int(group) for group in np.lexsort((random, -np.floor(np.log2(sizes))))]
 
 
 class _Placing:
@@ -138,9 +145,18 @@ class _Placing:
 
 
 def tell_groups(samples: Samples, split: np.ndarray, val_fraction: float) -> None:
-    """Tell how far a split, (n,), that keeps groups together is from validating ``val_fraction`` of each class."""
-    totals, validating = (np.bincount(samples.labels[rows]) for rows in (slice(None), split == "val"))
-    fractions = np.pad(validating, (0, len(totals) - len(validating))) / totals
+    """Tell how far a split, (n,), that keeps groups together is from validating ``val_fraction`` of each class.
+
+    Nothing is said where whole pictures could come no closer, and each class has some.
+    """
+    classes = int(samples.labels.max()) + 1
+    totals, validating = (
+        np.bincount(samples.labels[rows], minlength=classes) for rows in (slice(None), split == "val")
+    )
+    off = np.append(validating - val_fraction * totals, validating.sum() - val_fraction * len(split))
+    if np.abs(off).max() < 1 and (validating > 0).all():
+        return
+    fractions = validating / totals
     worst = int(np.argmax(np.abs(fractions - val_fraction)))
     log.info(
         f"{samples.root}: groups stay together, so that {np.mean(split == 'val'):.1%} of the pictures validate, of "

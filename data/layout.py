@@ -118,14 +118,15 @@ def side_of(name: str) -> str:
     return "train" if sides == {"train", "val"} else sides.pop() if len(sides) == 1 else ""
 
 
-def find_sides(folder: Path, ignored: "Counter[str]") -> dict[str, Level]:
+def find_sides(folder: Path, ignored: "Counter[str]", anew: bool = False) -> dict[str, Level]:
     """Find the class folders of "train", "val" and "test", or of "" where there is no split.
 
+    anew: a test folder tests, though nothing else validates.
     Raises UserError where folders are those of a split, and which is which cannot be told.
     """
     inside = look(folder, ignored, needed=True)
     tops = [Top(Path(entry.path)) for entry in inside.folders]
-    if split := find_split(folder, tops):
+    if split := find_split(folder, tops, anew):
         used, sides = [top for top, _ in split.values()], {side: level for side, (_, level) in split.items()}
         ignored.update(top.prefix for top in tops if top not in used)
     else:
@@ -139,7 +140,7 @@ def find_sides(folder: Path, ignored: "Counter[str]") -> dict[str, Level]:
     return sides
 
 
-def find_split(folder: Path, tops: list[Top]) -> dict[str, tuple[Top, Level]]:
+def find_split(folder: Path, tops: list[Top], anew: bool = False) -> dict[str, tuple[Top, Level]]:
     """Find the sides of a split among ``tops``; none where these are classes.
 
     Where there is but a test folder without the classes, which is left for `predict`, it is "" alone: what trains.
@@ -161,8 +162,10 @@ def find_split(folder: Path, tops: list[Top]) -> dict[str, tuple[Top, Level]]:
     if sure and (others := [top for top in (val, held) if top and top.classes and not top.level_like(learnt)]):
         raise UserError(f"{folder}: {others[0].prefix} {unlike}; give these the same names there, {LABELS}")
     if alike:
-        sides = {"train": (train, learnt), "val": alike[0]}
-        return tell(folder, sides if len(alike) == 1 else {**sides, "test": alike[-1]})
+        sides = {"train": (train, learnt)}
+        if not (anew and alike[0][0] is test):
+            sides["val"] = alike[0]
+        return tell(folder, sides if len(alike) == 1 and "val" in sides else {**sides, "test": alike[-1]})
     if sure and test:
         log.info(f"{folder}: {test.prefix} {unlike}, so a part of {train.prefix} validates")
         return {"": (train, learnt)}
@@ -187,17 +190,19 @@ def choose(folder: Path, tops: list[Top]) -> Top | None:
 
 def tell(folder: Path, sides: dict[str, tuple[Top, Level]]) -> dict[str, tuple[Top, Level]]:
     """Return ``sides``, without the test folder's classes that are nowhere else, and say what the names do not say."""
-    (train, learnt), (val, level), *rest = sides.values()
-    said = [f"{train.prefix} trains", f"{val.prefix} validates"]
-    if val.side == "test":
-        said[1] += ", since there is no val/"
-    for test, tested in rest:
+    said = [f"{sides['train'][0].prefix} trains"]
+    if "val" in sides:
+        val, _ = sides["val"]
+        said.append(f"{val.prefix} validates" + (", since there is no val/" if val.side == "test" else ""))
+    if "test" in sides:
+        test, tested = sides.pop("test")
         said.append(f"{test.prefix} is kept for eval --split test")
-        known = {name: ways for name, ways in tested.classes.items() if name in {**learnt.classes, **level.classes}}
+        learnt = {name for _, level in sides.values() for name in level.classes}
+        known = {name: ways for name, ways in tested.classes.items() if name in learnt}
         sides["test"] = test, tested._replace(classes=known)
         if unknown := sorted(tested.classes.keys() - known.keys()):
             log.warning(f"{folder}: {some(unknown)} are in {test.prefix} alone, and left out: nothing can learn them")
-    if rest or val.side == "test" or not (train.plain and val.plain):
+    if "test" in sides or any(top.side == "test" or not top.plain for top, _ in sides.values()):
         log.info(f"{folder}: {', '.join(said)}")
     return sides
 

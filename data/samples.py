@@ -14,7 +14,8 @@ class Samples:
     """Labelled pictures: ``root / paths[i]`` shows ``classes[labels[i]]``.
 
     paths: relative to ``root``, with forward slashes, sorted. labels: (n,) int64. classes: the names in label order.
-    split: (n,) "train", "val" or "test" where the source has its own split, else None.
+    split: (n,) "train", "val" or "test" where the source has its own split, "" where it is yet to be drawn; None where
+    all of it is.
     groups: (n,) objects, texts, the same for pictures that must stay on one side of a split; None where none are known.
     """
 
@@ -27,6 +28,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def undrawn(self) -> np.ndarray:
+        """(n,) bool: which are yet to be drawn to a side of the split."""
+        return np.full(len(self), True) if self.split is None else self.split == ""
 
     def select(self, rows: np.ndarray) -> "Samples":
         """Return the samples of these rows, (m,) int64, in that order, over the same classes."""

@@ -62,9 +62,12 @@ def _built_in_birds(data: str, cache: Cache) -> Path:
     return folder
 
 
-def list_samples(folder: Path, least_classes: int = 2) -> Samples:
-    """List every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from."""
-    samples = read_cub(folder) if is_cub(folder) else read_folders(folder)
+def list_samples(folder: Path, least_classes: int = 2, anew: bool = False) -> Samples:
+    """List every picture in ``folder``, sorted by path. Raises UserError when there is nothing to learn from.
+
+    anew: what trains and what validates is yet to be drawn, so that a test folder tests, though nothing else validates.
+    """
+    samples = read_cub(folder, anew) if is_cub(folder) else read_folders(folder, anew)
     if len(samples.classes) < least_classes:
         raise UserError(f"--data {folder}: only one class ({samples.classes[0]}); two are needed{_hint(folder)}")
     return samples
@@ -104,10 +107,10 @@ def pictures_below(folder: Path) -> list[str]:
     return paths
 
 
-def read_folders(folder: Path) -> Samples:
+def read_folders(folder: Path, anew: bool = False) -> Samples:
     """List class folders, or ``train/``, ``val/`` and ``test/`` that hold some; the same name is the same class."""
     ignored: Counter[str] = Counter()
-    sides = find_sides(folder, ignored)
+    sides = find_sides(folder, ignored, anew)
     name_ignored(f"{folder}: ", ignored)
     if not any(level.classes for level in sides.values()):
         raise UserError(nothing_in(folder))
@@ -116,7 +119,8 @@ def read_folders(folder: Path) -> Samples:
     if len(sides) > 1:
         train, *others = (level.classes.keys() for level in sides.values())
         checks = [(others[0] - train, "training")]
-        checks += [(train - other, name) for other, name in zip(others, ("validation", "test"), strict=False)]
+        named = {"val": "validation"}
+        checks += [(train - other, named.get(side, side)) for other, side in zip(others, [*sides][1:], strict=True)]
         for lopsided, missing in checks:
             if lopsided:
                 log.warning(f"{folder}: no {missing} pictures of {some(sorted(lopsided))}")

@@ -23,19 +23,23 @@ MOVED = "if they have moved, train --resume --data NEW or eval --data NEW finds 
 def stratified_split(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
     """Draw (n,) "train" or "val" for (n,) int64 labels: the same fraction of each, with at least one on each side."""
     split = np.full(len(labels), "train")
-    for drawn, count in drawn_by_class(labels, val_fraction, seed):
-        split[drawn[:count]] = "val"
+    for drawn in drawn_by_class(labels, seed):
+        split[drawn[: to_validate(drawn, val_fraction)]] = "val"
     return split
 
 
-def drawn_by_class(labels: np.ndarray, val_fraction: float, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield each class's pictures, (m,) int64, in the order in which they are drawn, and how many are to validate."""
+def to_validate(drawn: np.ndarray, val_fraction: float) -> int:
+    """Return how many of a class's pictures, (m,), are to validate."""
+    assert len(drawn) >= 2
+    return min(max(round(val_fraction * len(drawn)), 1), len(drawn) - 1)
+
+
+def drawn_by_class(labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Yield each class's pictures, (m,) int64, in the order in which they are drawn."""
     by_label = np.argsort(labels, kind="stable")
     values, starts = np.unique(labels[by_label], return_index=True)
     for label, members in zip(values, np.split(by_label, starts[1:]), strict=True):
-        assert len(members) >= 2
-        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
-        yield generator(seed, Purpose.SPLIT, label).permutation(members), count
+        yield generator(seed, Purpose.SPLIT, label).permutation(members)
 
 
 def write_split(file: Path, samples: Samples) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from plumage.data.dataset import Dataset, choose_classes, prepare, read_all, recall
 from plumage.data.decode import Square
 from plumage.data.depth import Levels
+from plumage.data.folds import check_enough, pooled
 from plumage.data.groups import group_by
 from plumage.data.labels import read_labels
 from plumage.data.samples import Samples, some
@@ -36,7 +37,7 @@ from plumage.models.weights import (
     trained_model,
 )
 from plumage.names import composed
-from plumage.recipe import Recipe
+from plumage.recipe import Recipe, fold_of
 from plumage.rundir.folder import RunDir, weights_file
 
 log = logging.getLogger("plumage")
@@ -58,9 +59,16 @@ def gather(recipe: Recipe, run: RunDir, begun: bool, cache: Cache) -> tuple[Data
 def list_labelled(recipe: Recipe, cache: Cache) -> Samples:
     """List a new run's pictures, with what they show and which are in a group. UserError where they will not do."""
     folder = locate(recipe.data, cache)
-    samples = list_samples(folder) if recipe.labels == "none" else read_labels(Path(recipe.labels), folder)
-    samples, _ = choose_classes(samples, recipe.min_pictures)
-    return samples if recipe.group_by == "none" else group_by(samples, recipe.group_by)
+    fold = fold_of(recipe.fold)
+    if recipe.labels == "none":
+        samples = list_samples(folder, anew=fold is not None)
+    else:
+        samples = read_labels(Path(recipe.labels), folder, anew=fold is not None)
+    samples, _ = choose_classes(pooled(samples) if fold else samples, recipe.min_pictures)
+    samples = samples if recipe.group_by == "none" else group_by(samples, recipe.group_by)
+    if fold:
+        check_enough(samples, fold)
+    return samples
 
 
 def check_alike(dataset: Dataset, machine: Machine) -> None:
@@ -120,7 +128,7 @@ def prepare_dataset(recipe: Recipe, samples: Samples, cache: Cache) -> Dataset:
     dataset = prepare(
         samples,
         square_of(recipe),
-        recipe.val_fraction,
+        fold_of(recipe.fold) or recipe.val_fraction,
         recipe.seed,
         cache,
         recipe.min_pictures,
@@ -191,6 +199,15 @@ def follow(run: RunDir, data: str, cache: Cache) -> bool:
     log.info(f"{run.path}: its pictures are in {now.data} now")
     run.remember(now)
     return True
+
+
+def dataset_of(run: RunDir, split: str, data: str | None, cache: Cache) -> Dataset:
+    """Read the run's own pictures, or those in ``data``. Raises UserError where none are of this split."""
+    dataset = recall_dataset(run.recipe, run, cache) if data is None else other_dataset(data, split, run, cache)
+    if not len(dataset.indices(split)):
+        needs = " (a data set with train/, val/ and test/ has some)" if split == "test" else ""
+        raise UserError(f"--split {split}: {dataset.samples.root} has no such pictures{needs}; take another split")
+    return dataset
 
 
 def other_dataset(data: str, split: str, run: RunDir, cache: Cache) -> Dataset:

@@ -2,20 +2,23 @@
 
 import logging
 import re
+import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from plumage.errors import UserError
+from plumage.files import read_object
 from plumage.recipe import Recipe
 from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 
 RUNS = Path("runs")
+MOST_NAMED = 10  # of an ablation's runs, in a message
 CLOCKS = 60  # seconds by which those of two machines may differ
 
 
@@ -30,6 +33,7 @@ def open_run(
     known = path or earlier
     run = RunDir(known) if known else (resume and _newest_named(recipe.data)) or next_run(RUNS, recipe.data)
     run.check_writable()
+    run.check_one()
     stack.enter_context(run.locked())
     if not run.holds_run:
         return run, recipe
@@ -51,8 +55,39 @@ def find_run(path: Path | None) -> RunDir:
     if run is None:
         raise UserError("there is no run in runs/; train one with python main.py train, or give --run DIR")
     if not run.holds_run:
+        if (run.path / "ablation.json").exists():
+            runs = [f"--run {shlex.quote(str(each))}" for each in runs_of(run.path)]
+            which = " ".join(runs[:MOST_NAMED]) + (" …" if len(runs) > MOST_NAMED else "")
+            raise UserError(f"{run.path} is an ablation, and no run itself; give one or several of its runs: {which}")
         raise UserError(f"{run.path} holds no run (there is no recipe.json)")
     return run
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunDir]:
+    """Return the runs in ``paths``, each once, or else the newest, as ``find_run`` does."""
+    runs = dict[Path, RunDir]()
+    for run in map(find_run, paths):
+        if (first := runs.setdefault(run.path.resolve(), run)) is not run:
+            log.info(f"--run {run.path}: is given already, as {first.path}, and counts once")
+    return list(runs.values()) or [find_run(None)]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """Return the run in ``folder``, or those of the ablation in it that have begun. UserError where there is none."""
+    file = folder / "ablation.json"
+    if RunDir(folder).holds_run or not file.exists():
+        return [find_run(folder).path]
+    planned = read_object(file).get("runs")
+    listed = planned if isinstance(planned, list) else []
+    names = [str(run.get("run")) for run in listed if isinstance(run, dict)]
+    if not names or any(name != Path(name).name or name == ".." for name in names):
+        raise UserError(f"{file} is damaged: it names no runs; give the runs' folders themselves")
+    begun = [folder / name for name in names if RunDir(folder / name).holds_run]
+    if not begun:
+        raise UserError(f"{folder}: none of its {len(names)} runs has begun; the same ablate command trains them")
+    if waiting := len(names) - len(begun):
+        log.info(f"{folder}: {waiting} of its {len(names)} runs have not begun; the same ablate command goes on")
+    return begun
 
 
 def next_run(home: Path, data: str) -> RunDir:

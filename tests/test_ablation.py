@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from itertools import product
 from statistics import mean, stdev
 from types import SimpleNamespace
 
@@ -17,12 +18,13 @@ from scipy import stats
 from test_signals import signalling, stopped
 from test_train import TinyNetwork, flat, result, write_labels
 
-import plumage.ablation
+import plumage.ablation.train
 import plumage.data.facts
-import plumage.engine.evaluate
 import plumage.engine.resume
 import plumage.engine.train
-from plumage.ablation import Outcome, Trial, description, find_folder, plan, table
+import plumage.review
+from plumage.ablation.plan import Outcome, Trial, description, find_folder, plan
+from plumage.ablation.table import table
 from plumage.engine.resume import is_finished
 from plumage.errors import Diverged, UserError
 from plumage.files import write_json
@@ -110,6 +112,15 @@ def test_names_are_safe_and_distinct():
     ("options", "says"),
     [
         ([], "--vary"),
+        (["--seeds", "0,1"], "--folds 5"),
+        (["--folds", "1"], "--folds"),
+        (["--folds", "three"], "--folds"),
+        (["--folds", "3", "--fold", "1/3"], "--fold is given too"),
+        (["--folds", "3", "--val-fraction", "0.2"], "--val-fraction"),
+        (["--folds", "3", "--vary", "val-fraction=0.2,0.3"], "--vary val-fraction=0.2"),
+        (["--vary", "fold=1/2,2/2"], "--folds"),
+        (["--folds", "31"], "error: --folds 31: there are 30 pictures; cut"),
+        (["--folds", "4", "--group-by", "(red|green|blau)"], "there are 3 pictures or groups"),
         (["--vary", "smoothing"], "smoothing"),
         (["--vary", "=1"], "--vary"),
         (["--vary", "smoothness=0,1"], "smoothness"),
@@ -189,7 +200,10 @@ def test_an_ablation(command, cli, photos, tmp_path):
     for row in rows:
         best = runs[row["run"]].history.best
         assert int(row["best_epoch"]) == best["epoch"]
-        assert all(float(row[key]) == best[key] for key in ("val_accuracy", "val_loss", "val_nll", "train_accuracy"))
+        assert all(
+            float(row[key]) == best[key]
+            for key in ("val_accuracy", "val_balanced_accuracy", "val_loss", "val_nll", "train_accuracy")
+        )
         assert float(row["seconds"]) == pytest.approx(sum(epoch["seconds"] for epoch in runs[row["run"]].history))
         assert row["run"] == f"smoothing={row['smoothing']},bias-decay={row['bias_decay']},seed={row['seed']}"
         assert row["error"] == ""
@@ -261,8 +275,8 @@ def undisturbed(command, cli, tmp_path):
         (plumage.engine.train.Transform, "random", 20),  # six steps a run: in the fourth
         (plumage.engine.checkpoint, "save_checkpoint", 5),
         (plumage.engine.prepare, "begin", 4),
-        (plumage.ablation, "train", 3),
-        (plumage.ablation, "write_results", 1),
+        (plumage.ablation.train, "train", 3),
+        (plumage.ablation.train, "write_results", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -307,7 +321,7 @@ def test_one_that_diverges_leaves_the_others_done(command, cli, tmp_path):
     lines = {line.split()[0]: line for line in table_of(out)[2:]}
     assert list(lines) == ["lr=0.05", "lr=1e+30", "lr=0.1"]
     assert "n = 0 (2 failed)" in lines["lr=1e+30"]
-    assert "n = 2)" in lines["lr=0.1"]
+    assert "(n = 2, all equal: no interval)" in lines["lr=0.1"]  # all pictures are right
     with (tmp_path / "a" / "ablation.csv").open(newline="", encoding="utf-8") as handle:
         assert [bool(row["error"]) for row in csv.DictReader(handle)] == [False, True, False] * 2
 
@@ -345,7 +359,7 @@ def test_whatever_one_fails_of_is_one_line_and_the_first_decides_the_exit_code(
         return train(recipe, *others, **options)
 
     train = plumage.engine.train.train
-    monkeypatch.setattr(plumage.ablation, "train", failing)
+    monkeypatch.setattr(plumage.ablation.train, "train", failing)
     options = ["--vary", "smoothing=0.1,0,0.2,0.3", "--epochs", "1", "--run", tmp_path / "a"]
     ended, out, err = cli(*command, *options)
     assert ended == code
@@ -354,7 +368,7 @@ def test_whatever_one_fails_of_is_one_line_and_the_first_decides_the_exit_code(
     assert not (tmp_path / "a" / "smoothing=0.1,seed=0").exists()
     assert len(RunDir(tmp_path / "a" / "smoothing=0.3,seed=0").history) == 1
     assert "points" not in "".join(table_of(out)[2:])  # without the first there is nothing to compare with
-    monkeypatch.setattr(plumage.ablation, "train", train)
+    monkeypatch.setattr(plumage.ablation.train, "train", train)
     assert cli(*command, *options)[0] == 0  # it may have been the disk
 
 
@@ -383,7 +397,7 @@ def test_a_folder_that_will_not_do_is_named_before_anything_is_trained(command, 
         (folder / "smoothing=0.1,seed=0").mkdir(parents=True)
         (folder / "smoothing=0.1,seed=0" / "split.csv").touch()
     before = contents(tmp_path)
-    monkeypatch.setattr(plumage.ablation, "train", None)
+    monkeypatch.setattr(plumage.ablation.train, "train", None)
     code, out, err = cli(*command, *options)
     assert (code, out) == (2, "")
     assert str(folder) in err.splitlines()[-1]
@@ -451,14 +465,15 @@ def test_early_stopping_finishes_a_run_too(command, cli, tmp_path, monkeypatch):
     assert cli(*command, *options)[0] == 0
 
 
-def test_the_first_seeds_runs_are_reported_side_by_side(command, cli, tmp_path, monkeypatch):
+def test_all_runs_are_reported_side_by_side(command, cli, tmp_path, monkeypatch):
     reports = []
     monkeypatch.setitem(sys.modules, "report", SimpleNamespace())
     page = SimpleNamespace(write_report=lambda runs, file: reports.append((list(runs), file)))
     monkeypatch.setitem(sys.modules, "plumage.report.page", page)
-    monkeypatch.setattr(plumage.engine.evaluate, "evaluate", lambda *_: None)
+    monkeypatch.setattr(plumage.review, "evaluate", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(plumage.review, "calibrate", lambda *_: None)
     assert cli(*command, *TWO, "--run", tmp_path / "a", "--epochs", "1", "--report")[0] == 0
-    assert reports == [([tmp_path / "a" / name for name in TWO_NAMES[:2]], tmp_path / "a" / "report.html")]
+    assert reports == [([tmp_path / "a" / name for name in TWO_NAMES], tmp_path / "a" / "report.html")]
 
 
 def numbers(text):
@@ -487,6 +502,56 @@ def test_the_table_pairs_by_seed_and_counts_failures(tmp_path):
     assert numbers(second) == pytest.approx([7.5, interval.low, interval.high], abs=0.01)
     assert second.endswith("n = 2)")
     assert third.endswith("n = 2 (2 failed)  +10.00 points (n = 1: no interval)")
+
+
+def test_equal_differences_tell_no_interval(tmp_path):
+    """As of few pictures, where one more or less is right; 0.7 - 0.6 is not 0.6 - 0.5 to a computer."""
+    *_, second = table(outcomes_of({0.0: [0.5, 0.6, 0.7], 0.1: [0.6, 0.7, 0.8]}, tmp_path))
+    assert second.endswith("n = 3  +10.00 points (n = 3, all equal: no interval)")
+
+
+def folds_of(accuracies, tmp_path, seeds=(0,)):
+    """As of runs with these accuracies by smoothing, one for each seed and fold; None: it failed."""
+    outcomes, folds = [], len(next(iter(accuracies.values()))) // len(seeds)
+    for smoothing, shares in accuracies.items():
+        for share, (seed, fold) in zip(shares, product(seeds, range(1, folds + 1)), strict=True):
+            recipe = Recipe(smoothing=smoothing, seed=seed, fold=f"{fold}/{folds}")
+            trial = Trial({"smoothing": smoothing}, recipe)
+            run = RunDir(tmp_path / trial.name)
+            run.path.mkdir()
+            run.history.add({"epoch": 1, "val_accuracy": share or 0.0})
+            outcomes.append(Outcome(trial, run, 0 if share else 3, "" if share else "nan"))
+    return outcomes
+
+
+def test_the_table_over_folds_has_intervals_and_names_what_is_missing(tmp_path):
+    one, other = [0.5, 0.6, 0.8, 0.7], [0.55, None, 0.9, 0.7]
+    says, _, first, second = table(folds_of({0.0: one, 0.1: other}, tmp_path))
+    assert "over n folds" in says
+    half = 3.182 * stdev([50, 60, 80, 70]) * (1 / 4 + 1 / 3) ** 0.5
+    assert first == f"smoothing=0     65.00 ± {half:.2f} %  n = 4"
+    half = stats.t.ppf(0.975, 2) * stdev([5, 10, 0]) * (1 / 3 + 1 / 3) ** 0.5  # of three pairs, in four folds
+    assert numbers(second)[-3:] == pytest.approx([5, 5 - half, 5 + half], abs=0.01)
+    assert "n = 3 (without seed=0,fold=2of4)" in second
+
+
+def test_seeds_and_folds_are_paired_both(tmp_path):
+    """Each seed cuts other folds, so that the first fold of one is not that of the other."""
+    one, other = [0.5, 0.6, 0.7, 0.8], [0.6, 0.6, None, 0.6]
+    *_, second = table(folds_of({0.0: one, 0.1: other}, tmp_path, seeds=(3, 4)))
+    half = stats.t.ppf(0.975, 2) * stdev([10, 0, -20]) * (1 / 3 + 1 / 1) ** 0.5
+    assert numbers(second)[-3:] == pytest.approx([-10 / 3, -10 / 3 - half, -10 / 3 + half], abs=0.01)
+    assert "(without seed=4,fold=1of2)" in second
+
+
+def test_the_plan_of_folds():
+    trials = plan({"data": "birds"}, [("smoothing", [0.0, 0.1])], [1, 0], 2)
+    assert [(t.recipe.seed, t.recipe.fold, t.recipe.smoothing) for t in trials] == [
+        (seed, fold, smoothing) for seed in (1, 0) for fold in ("1/2", "2/2") for smoothing in (0.0, 0.1)
+    ]
+    assert trials[1].name == "smoothing=0.1,seed=1,fold=1of2"
+    assert [t.name for t in plan({"data": "birds"}, [], None, 3)] == [f"seed=0,fold={k}of3" for k in (1, 2, 3)]
+    assert [t.name for t in plan({"data": "x", "fold": "2/5"}, [("lr", [0.1])], None)] == ["lr=0.1,seed=0,fold=2of5"]
 
 
 def test_one_seed_has_neither_deviation_nor_interval(tmp_path):

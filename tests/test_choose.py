@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import time
@@ -6,8 +7,9 @@ from contextlib import ExitStack
 import pytest
 from test_rundir import begin
 
+from plumage.errors import UserError
 from plumage.recipe import Recipe
-from plumage.rundir.choose import find_run, newest_run, next_run, open_run
+from plumage.rundir.choose import find_run, find_runs, newest_run, next_run, open_run
 
 
 def test_the_next_number_is_above_all_that_are_there(tmp_path):
@@ -70,3 +72,27 @@ def test_the_run_that_was_not_given_is_named(tmp_path, monkeypatch, caplog, give
         run, _ = open_run(stack, path, {}, Recipe.create({"data": "cub200"}), True, None)
     assert run.path.name == "cub200-2"
     assert caplog.messages[1:] == [f"{named} of cub200"] * (not given)
+
+
+def test_an_ablation_names_its_runs(tmp_path):
+    names = [f"lr=0.1,seed={number}" for number in range(12)]
+    for name in names:
+        begin(tmp_path / "an abl" / name)
+    (tmp_path / "an abl" / "ablation.json").write_text(json.dumps({"runs": [{"run": name} for name in names]}))
+    for find in (lambda folder: find_run(folder), lambda folder: find_runs([tmp_path / "an abl" / names[0], folder])):
+        with pytest.raises(UserError, match="is an ablation") as error:
+            find(tmp_path / "an abl")
+        assert str(error.value).endswith(
+            " ".join(f"--run '{tmp_path / 'an abl' / name}'" for name in names[:10]) + " …"
+        )
+
+
+def test_a_run_that_is_given_again_counts_once_and_it_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", "plumage")
+    begin(tmp_path / "a"), begin(tmp_path / "b")
+    (tmp_path / "c").symlink_to("a")
+    found = find_runs([tmp_path / name for name in "abca"])
+    assert [run.path.name for run in found] == ["a", "b"]
+    assert caplog.messages == [
+        f"--run {tmp_path / name}: is given already, as {tmp_path / 'a'}, and counts once" for name in "ca"
+    ]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,7 +107,10 @@ def test_groups_stay_together_in_the_split_that_is_drawn(tmp_path, cache, caplog
     split = prepare(samples, Square(8), 1 / 3, 0, cache).samples.split
     assert (split[::2] == split[1::2]).all()
     assert [np.sum(split[:12] == "val"), np.sum(split[12:] == "val")] == [4, 4]
-    assert "groups stay together, so that 33.3% of the pictures validate, of 33.3% asked for" in caplog.text
+    assert "groups stay together" not in caplog.text
+    groups = np.array([f"{number // 6}" for number in range(24)], object)
+    prepare(replace(samples, groups=groups), Square(8), 1 / 3, 0, cache)
+    assert "groups stay together, so that 50.0% of the pictures validate, of 33.3% asked for" in caplog.text
 
 
 def test_groups_that_leave_nothing_to_validate_with_are_refused(tmp_path, cache):
