@@ -1,34 +1,31 @@
-"""One function for each figure. Text and lines that belong to no run are drawn in INK, which a page may replace."""
+"""Figures of curves and histograms, one function for each: of one run, or of several that lie over each other."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from plumage.engine.schedule import learning_rate
-from plumage.errors import visible
+from plumage.inference import rejection
 from plumage.report import statistics
+from plumage.report.labels import kind_names, run_names
 from plumage.report.reading import Run
+from plumage.report.style import BLUE, INK, NAMED, ORANGE, drawable, legend, line_styles, new_axes
 
-INK = "#404040"
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without those that are too pale for lines.
-BLUE, ORANGE, *_ = COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("-", "--", ":", "-.")
-MATRIX = 400  # classes: a matrix of more has cells that nobody can tell apart, and memory for their square
 BARS = 1000
 
 
 def single_run(run: Run) -> dict[str, Figure]:
     """Return, by name, the figures of one run that its files suffice for."""
-    figures = {"classes": images_per_class(run), **several_runs([run])}
+    figures = several_runs([run])
+    if np.ptp(run.counts("train") + run.counts("val")):
+        figures["classes"] = images_per_class(run)
     if run.evaluation:
         figures["calibration"] = reliability(run)
-    if run.evaluation and len(run.classes) <= MATRIX:
-        figures["confusion"] = confusions(run)
+        figures["risk-coverage"] = risk_coverage(run)
     return figures
 
 
@@ -36,33 +33,44 @@ def several_runs(runs: Sequence[Run]) -> dict[str, Figure]:
     """Return, by name, the figures in which several runs lie over each other."""
     figures = dict[str, Figure]()
     if begun := [run for run in runs if run.history]:
-        figures["loss"] = curves(runs, "loss", "loss, label smoothing included, nats")
-        figures["accuracy"] = curves(runs, "accuracy", "accuracy, %", 100)
+        figures["loss"] = curves(begun, "loss", "loss, label smoothing included, nats")
+        figures["accuracy"] = curves(begun, "accuracy", "accuracy, %", 100)
         figures["learning-rate"] = learning_rates(begun)
-    if any(run.evaluation for run in runs):
-        figures["gap"] = logit_gaps(runs)
+    if evaluated := [run for run in runs if run.evaluation]:
+        figures["gap"] = logit_gaps(evaluated)
     return figures
 
 
 def images_per_class(run: Run) -> Figure:
-    """Draw how many pictures the classes have; of more than BARS, classes at even distances in that order."""
-    figure, axes = _axes("class, most pictures first", "pictures")
+    """Draw how many pictures the classes have, by name; of many, in order; of more than BARS, at even distances."""
     train, val = run.counts("train"), run.counts("val")
-    classes, bars = len(run.classes), min(len(run.classes), BARS)
-    shown = np.linspace(0, classes - 1, bars).round().astype(int)
-    order, edges = np.argsort(-(train + val), kind="stable")[shown], np.linspace(0.5, classes + 0.5, bars + 1)
-    axes.stairs(train[order], edges, fill=True, color=BLUE, label="training")
-    both = (train + val)[order]
-    axes.stairs(both, edges, baseline=train[order], fill=True, color=ORANGE, label="validation")
-    axes.set_xlim(edges[0], edges[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    classes, trained = len(run.classes), "training" if train.any() else None  # folds put together have none
+    order = np.argsort(-(train + val), kind="stable")
+    if classes <= NAMED:
+        figure, axes = new_axes("pictures", "", 0.9 + 0.21 * classes)
+        places = np.arange(classes)
+        axes.barh(places, train[order], color=BLUE, label=trained)
+        axes.barh(places, val[order], left=train[order], color=ORANGE, label="validation")
+        axes.set_yticks(places, [drawable(run.classes[number]) for number in order], fontsize="small")
+        axes.set_ylim(classes - 0.4, -0.6)
+        axes.grid(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        shown = np.linspace(0, classes - 1, min(classes, BARS)).round().astype(int)
+        figure, axes = new_axes("classes, most pictures first", "pictures")
+        bottom, top = train[order[shown]], (train + val)[order[shown]]
+        edges = np.linspace(0.5, classes + 0.5, len(shown) + 1)
+        axes.stairs(bottom, edges, fill=True, color=BLUE, label=trained)
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=ORANGE, label="validation")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+    legend(axes)
     return figure
 
 
 def curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) -> Figure:
     """Draw validation with the best epoch marked, and training, which is faint where there are several runs."""
-    figure, axes = _axes("epoch", label)
+    figure, axes = new_axes("epoch", label)
     alone, values = len(runs) == 1, [0.0]
     for run, colour, dashes, name in _styled(runs):
         epochs = [row["epoch"] for row in run.history]
@@ -82,13 +90,13 @@ def curves(runs: Sequence[Run], quantity: str, label: str, scale: float = 1) -> 
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def learning_rates(runs: Sequence[Run]) -> Figure:
     """Draw the schedule so far, with the recorded rates; faint, the rest of it, and step decay to compare."""
-    figure, axes = _axes("epoch", "learning rate")
+    figure, axes = new_axes("epoch", "learning rate")
     for run, colour, dashes, name in _styled(runs):
         recipe, last = run.recipe, run.history[-1]
         steps = last["iteration"] / last["epoch"]
@@ -107,28 +115,26 @@ def learning_rates(runs: Sequence[Run]) -> Figure:
         if alone and recipe.schedule != "step":
             axes.plot(epochs, stepped, color=INK, alpha=0.35, linewidth=1, label="step decay, to compare")
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def logit_gaps(runs: Sequence[Run]) -> Figure:
     """Draw histograms of the measured gap, and the gap at which label smoothing has its optimum."""
-    figure, axes = _axes("largest logit − mean of the others", "validation pictures, %")
-    gaps = {run.path: run.evaluation.gaps for run in runs if run.evaluation}
-    edges = np.histogram_bin_edges(np.concatenate(list(gaps.values())), bins=50)
+    figure, axes = new_axes("largest logit − mean of the others", "validation pictures, %")
+    gaps = [run.evaluation.gaps for run in runs if run.evaluation]
+    edges = np.histogram_bin_edges(np.concatenate(gaps), bins=50)
     alone, drawn = len(runs) == 1, set()
-    for run, colour, dashes, name in _styled(runs):
-        if run.path not in gaps:
-            continue
+    for (run, colour, dashes, name), of in zip(_styled(runs), gaps, strict=True):
         several: dict[str, Any] = {"histtype": "step", "linestyle": dashes, "label": name}
         style = {"histtype": "stepfilled", "alpha": 0.6, "label": "measured"} if alone else several
-        style["weights"] = np.full(len(gaps[run.path]), 100 / len(gaps[run.path]))
-        axes.hist(gaps[run.path], list(edges), color=colour, **style)
+        axes.hist(of, list(edges), color=colour, weights=np.full(len(of), 100 / len(of)), **style)
         theory = statistics.theoretical_gap(len(run.classes), run.recipe.smoothing)
         if theory is not None and theory not in drawn:
             drawn.add(theory)
-            axes.axvline(theory, color=ORANGE if alone else INK, ls="--", lw=1.5, label=f"theory, {theory:.2f}")
-    _legend(axes)
+            label = f"theory, {theory:.2f}" if alone else "theory" if len(drawn) == 1 else None
+            axes.axvline(theory, color=ORANGE if alone else INK, ls="--", lw=1.5, label=label)
+    legend(axes)
     return figure
 
 
@@ -139,65 +145,43 @@ def reliability(run: Run) -> Figure:
     used, width = counts > 0, 100 / len(counts)
     centers = width * (np.flatnonzero(used) + 0.5)
     sure, accuracy = (100 * sums[used] / counts[used] for sums in (confidence, right))
-    figure, axes = _axes("confidence of the prediction, %", "accuracy, %")
+    figure, axes = new_axes("confidence of the prediction, %", "accuracy, %")
     axes.plot([0, 100], [0, 100], color=INK, alpha=0.5, linewidth=1, linestyle="--", label="calibrated")
     for x, y, fullness in zip(centers, accuracy, counts[used] / counts.max(), strict=True):
         axes.bar(x, y, width=0.92 * width, color=BLUE, alpha=0.25 + 0.6 * fullness)
     axes.plot(sure, accuracy, "o", color=ORANGE, markersize=4, label="measured", clip_on=False, zorder=3)
     axes.set(xlim=(0, 100), ylim=(0, 100))
-    _legend(axes, loc="upper left")
+    legend(axes)
     return figure
 
 
-def confusions(run: Run) -> Figure:
-    """Draw the confusion matrix: each row in percent of its class's pictures, similar classes side by side."""
+def risk_coverage(run: Run) -> Figure:
+    """Draw how much is wrong of what is kept, if the least sure predictions are left out; of all it is the error."""
     assert run.evaluation
-    evaluation, classes = run.evaluation, len(run.classes)
-    order = statistics.similar_order(evaluation.logits, evaluation.labels)
-    pairs, matrix = statistics.count_pairs(evaluation.labels, evaluation.predictions, classes), np.zeros((classes,) * 2)
-    matrix[pairs.true, pairs.predicted] = pairs.pictures
-    matrix = matrix[np.ix_(order, order)]
-    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    times = max(1, 600 // classes)  # enlarged here, since browsers would blur it
-    enlarged, edges = percent.repeat(times, 0).repeat(times, 1), (0.5, classes + 0.5, classes + 0.5, 0.5)
-    norm = PowerNorm(0.5, 0, 100)  # so that what is rare can be seen
-    figure, axes = _axes("predicted class, similar ones side by side", "true class, in the same order", 5.2, 4.4)
-    axes.grid(False)
-    image = axes.imshow(enlarged, cmap="cividis", norm=norm, interpolation="none", extent=edges)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    bar = figure.colorbar(image, ticks=[0, 1, 5, 20, 50, 100])
-    bar.set_label("of the true class's pictures, %", color=INK)
-    bar.ax.tick_params(colors=INK)
-    bar.outline.set_visible(False)
+    measure = (run.confidences, run.evaluation.right)
+    curve, points = rejection.risk_coverage(*measure), rejection.thresholds(*measure)
+    shown = np.unique(np.linspace(0, len(curve.risk) - 1, 1000).round().astype(int))
+    coverage, risk = (100 * values[shown] for values in curve)
+    figure, axes = new_axes("predictions that are kept, the surest first, %", "wrong among them, %")
+    axes.plot(coverage, risk, color=BLUE, label="measured", zorder=3)
+    promised: dict[str, Any] = {"color": ORANGE, "linewidth": 1, "label": "at most, as --reject promises"}
+    axes.plot(100 * points[:, 1], 100 * points[:, 2], "--", **promised)
+    # Among the first few, one that is wrong is much.
+    axes.set(xlim=(0, 100), ylim=(0, 1.1 * max(risk[-1], *risk[coverage >= 10], 1)))
+    legend(axes)
     return figure
 
 
-def label_of(number: int, run: Run) -> str:
-    """Return the name of a run among several, in characters that every font has."""
-    name = visible(run.name)
-    name = name if len(name) <= 30 else name[:27] + "..."
-    return f"{number} {name.encode('ascii', 'replace').decode()}".replace("$", r"\$")
+def _styled(runs: Sequence[Run]) -> list[tuple[Run, str, str, str | None]]:
+    """Return each run with its colour, dashes and label: those of one kind share them, where there are several kinds.
 
-
-def _styled(runs: Sequence[Run]) -> list[tuple[Run, str, str, str]]:
-    """Return each run with a colour and dashes of its own, as long as they last, and its label."""
-    styles = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
-    return [(run, *styles[n % len(styles)], label_of(n + 1, run)) for n, run in enumerate(runs)]
-
-
-def _axes(x: str, y: str, width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
-    figure = Figure((width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.tick_params(colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _legend(axes: Axes, **place: Any) -> None:
-    axes.legend(frameon=False, labelcolor=INK, fontsize="small", **place)
+    Then the first of each kind has the label.
+    """
+    kinds, styles = kind_names(runs), line_styles()
+    repeated = 1 < len(set(kinds)) < len(runs)
+    names, count = kinds if repeated else run_names(runs), Counter(kinds)
+    style_of = {name: styles[number % len(styles)] for number, name in enumerate(dict.fromkeys(names))}
+    labels: dict[str, str | None] = {name: drawable(name, 40) for name in names}
+    if repeated:
+        labels = {name: f"{label} ({count[name]} runs)" for name, label in labels.items()}
+    return [(run, *style_of[name], labels.pop(name, None)) for run, name in zip(runs, names, strict=True)]

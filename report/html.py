@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from plumage.errors import visible
-from plumage.report.figures import INK
+from plumage.inference.heat import laid_over
+from plumage.report.style import INK
+
+QUALITIES, MOST_BYTES = (88, 75, 60, 45, 30, 15), 22_000  # so that a page of some 100 pictures stays below 4 MB
 
 
 def render(template: str, **values: object) -> str:
@@ -20,10 +23,18 @@ def render(template: str, **values: object) -> str:
 
 
 def jpeg(pixels: np.ndarray) -> str:
-    """Return the data: URI of a picture, (height, width, 3) uint8."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    """Return the data: URI of a picture, (height, width, 3) uint8: the coarser, the more detail it has."""
+    for quality in QUALITIES:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        if file.tell() <= MOST_BYTES:
+            break
     return data_uri("jpeg", file.getvalue())
+
+
+def heat(pixels: np.ndarray, evidence: np.ndarray) -> str:
+    """Return the data: URI of a picture under its class activation map, (h, w) float32."""
+    return jpeg(laid_over(pixels, evidence))
 
 
 def svg(figure: Figure) -> str:
@@ -51,4 +62,4 @@ TEMPLATES = Environment(
     trim_blocks=True,
     finalize=shown,
 )
-TEMPLATES.filters.update(jpeg=jpeg, svg=svg, number=format)
+TEMPLATES.filters.update(jpeg=jpeg, heat=heat, svg=svg, number=format)

@@ -13,18 +13,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plumage.files import write_text, written_whole
-from plumage.inference.calibration import best_temperature, log_softmax, nll
 from plumage.recipe import Recipe, option_name
-from plumage.report import figures, statistics
+from plumage.report import figures
 from plumage.report.compare import comparison_page
 from plumage.report.html import render
+from plumage.report.matrix import Confusions
 from plumage.report.reading import Run, read_run
-from plumage.rundir.evaluation import Evaluation
+from plumage.report.sections import evaluation_values, suspect_rows, unsearched
+from plumage.report.words import findings
 from plumage.tables import SIDES
 
 log = logging.getLogger("plumage")
-
-MOST_CLASSES, MOST_PAIRS = 1000, 15  # rows of a table: of ten thousand, nobody reads the best
 
 
 def write_report(paths: Sequence[Path], file: Path) -> None:
@@ -33,23 +32,18 @@ def write_report(paths: Sequence[Path], file: Path) -> None:
     Raises UserError where a path holds no run, or a file of it is damaged.
     """
     runs = [read_run(path) for path in paths]
-    if len(runs) > 1:
-        page = comparison_page(runs)
-    else:
-        run, drawn = runs[0], figures.single_run(runs[0])
-        try:
-            (run.path / "figures").mkdir(exist_ok=True)
-            for name, figure in drawn.items():
-                with written_whole(run.path / "figures" / f"{name}.png") as draft:
-                    figure.savefig(draft, dpi=150, format="png")
-        except OSError as error:
-            log.warning(f"{run.path}: no figures/ there: {error.strerror}")
-        page = run_page(run, drawn)
-    write_text(file, page)
+    write_text(file, comparison_page(runs) if len(runs) > 1 else run_page(runs[0]))
 
 
-def run_page(run: Run, drawn: dict[str, Figure]) -> str:
-    """Return the page of one run, with its figures by name."""
+def run_page(run: Run) -> str:
+    """Return the page of one run, and write its figures beside it."""
+    drawn, values = figures.single_run(run), dict[str, Any](samples=[])
+    if evaluation := run.evaluation:
+        confusions = Confusions(evaluation, len(run.classes))
+        if matrix := confusions.draw(run.classes):
+            drawn["confusion"] = matrix
+        values = evaluation_values(run, evaluation, confusions)
+    write_figures(run, drawn)
     train, val, test = map(run.counts, SIDES)
     every = train + val + test
     return render(
@@ -57,15 +51,30 @@ def run_page(run: Run, drawn: dict[str, Figure]) -> str:
         run=run,
         figures=drawn,
         data_name=Path(run.recipe.data).name or run.recipe.data,
-        eval_command=f"python main.py eval --run {shlex.quote(str(run.path))}",
+        home=shlex.quote(str(run.path)),
+        findings=findings(run),
         time=timedelta(seconds=round(sum(row["seconds"] for row in run.history))),
         environment=environment_rows(run.environment),
         pictures=(train.sum(), val.sum(), test.sum(), every.min(), np.median(every), every.max()),
         unvalidated=[name for name, count in zip(run.classes, val, strict=True) if not count],
         options=option_rows(run.recipe),
+        unsearched=unsearched(run),
+        suspect_rows=(suspected := suspect_rows(run)),
+        suspects=[(pixels, suspected[row]) for row, pixels in run.suspect_pictures.items() if row < len(suspected)],
         recipe_json=json.dumps(asdict(run.recipe), indent=2),
-        **(evaluation_values(run, run.evaluation) if run.evaluation else {"samples": []}),
+        **values,
     )
+
+
+def write_figures(run: Run, drawn: dict[str, Figure]) -> None:
+    """Write each figure into the run's figures/: where that cannot be, the page has them nevertheless."""
+    try:
+        (run.path / "figures").mkdir(exist_ok=True)
+        for name, figure in drawn.items():
+            with written_whole(run.path / "figures" / f"{name}.png") as draft:
+                figure.savefig(draft, dpi=150, format="png")
+    except OSError as error:
+        log.warning(f"{run.path}: no figures/ there: {error.strerror}")
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, object]]:
@@ -83,53 +92,3 @@ def option_rows(recipe: Recipe) -> list[tuple[str, object, object]]:
     # The learning rate follows from the batch size, unless it was given.
     usual = asdict(Recipe.create(given)) | {"lr": Recipe.create({**given, "batch_size": recipe.batch_size}).lr}
     return [(option_name(name), value, usual[name]) for name, value in asdict(recipe).items()]
-
-
-def evaluation_values(run: Run, evaluation: Evaluation) -> dict[str, object]:
-    """Return what page.html says only of a run that was evaluated."""
-    logits, labels = evaluation.logits, evaluation.labels
-    temperature = best_temperature(logits, labels)
-    samples = evaluation.pictures.get("samples", ((), ()))
-    return {
-        "samples": [(pixels, run.classes[labels[row]]) for pixels, row in zip(*samples, strict=True)],
-        "theoretical_gap": statistics.theoretical_gap(len(run.classes), run.recipe.smoothing),
-        "temperature": temperature,
-        "nll": (nll(logits, labels), nll(logits, labels, temperature)),
-        "worst_classes": class_rows(run, evaluation)[:MOST_CLASSES],
-        "validated_classes": len(np.unique(labels)),
-        "confusions": confusion_rows(run, evaluation),
-        "mistakes": mistakes(run, evaluation),
-    }
-
-
-def class_rows(run: Run, evaluation: Evaluation) -> list[tuple[object, ...]]:
-    """Return (class, accuracy, how many are right, training pictures) of every validated class, the worst first."""
-    labels, right = evaluation.labels, evaluation.right
-    counts, right = (np.bincount(of, minlength=len(run.classes)) for of in (labels, labels[right]))
-    accuracy, train = right / np.maximum(counts, 1), run.counts("train")
-    order = sorted(np.flatnonzero(counts), key=lambda k: (accuracy[k], -counts[k]))
-    return [(run.classes[k], f"{accuracy[k]:.1%}", f"{right[k]} of {counts[k]}", train[k]) for k in order]
-
-
-def confusion_rows(run: Run, evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """Return (true class, predicted class, pictures) of the pairs that were confused most, at most MOST_PAIRS."""
-    names, counts = run.classes, np.bincount(evaluation.labels)
-    pairs = statistics.count_pairs(evaluation.labels, evaluation.predictions, len(names))
-    wrong = np.flatnonzero(pairs.true != pairs.predicted)
-    most = wrong[np.argsort(-pairs.pictures[wrong], kind="stable")][:MOST_PAIRS]
-    rows = zip(*(column[most] for column in pairs), strict=True)
-    return [(names[i], names[j], f"{count} of {counts[i]}") for i, j, count in rows]
-
-
-def mistakes(run: Run, evaluation: Evaluation) -> list[tuple[np.ndarray, str, str, str, float]] | None:
-    """Return (pixels, file, true class, predicted class, confidence) of each mistake of which there is a picture.
-
-    None where the evaluation kept no pictures.
-    """
-    if "thumbnails" not in evaluation.pictures:
-        return None
-    thumbnails, rows = evaluation.pictures["thumbnails"]
-    confidences = np.exp(log_softmax(evaluation.logits[rows].astype(np.float64)).max(axis=1))
-    files = [run.validated[row][0] for row in rows]
-    labels, predictions = ([run.classes[k] for k in of[rows]] for of in (evaluation.labels, evaluation.predictions))
-    return list(zip(thumbnails, files, labels, predictions, confidences, strict=True))

@@ -1,7 +1,7 @@
 """Read from run directories what a report is made of. A damaged file is a UserError that names it."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ import numpy as np
 
 from plumage.errors import UserError
 from plumage.files import read_object
+from plumage.inference.calibration import confidences, useful_temperature
 from plumage.recipe import Recipe
 from plumage.rundir.choose import find_run
 from plumage.rundir.evaluation import Evaluation, Scores, read_evaluation, read_scores
 from plumage.rundir.history import History
+from plumage.rundir.suspects import Suspect, readable_suspects
 from plumage.tables import GROUP, SIDES, SKIPPED, SPLIT, read_table
 
 NUMBERS = ("iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_nll", "seconds")
@@ -24,7 +26,9 @@ class Run:
     """What the files of a run hold.
 
     files, labels, sides: of each row of split.csv its path, its class, (n,) int64, and which of SIDES it is on, (n,)
-    int8. skipped: (path, reason). evaluation: None before `eval`; tested: None before `eval --split test`.
+    int8. skipped: (path, reason). evaluation: None before `eval`; tested: None before `eval --split test`. folds: of
+    what several runs validated, put together, these runs; it has no history. missing: the folds that are not among
+    them. suspects: the most suspicious first. suspect_pictures: (s, s, 3) uint8 of some of these rows.
     """
 
     path: Path
@@ -38,6 +42,10 @@ class Run:
     skipped: list[tuple[str, ...]]
     evaluation: Evaluation | None
     tested: Scores | None
+    folds: list[Path] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
+    suspect_pictures: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -67,8 +75,29 @@ class Run:
         return about.get("gpu") or f"{about.get('cpu', 'an unknown CPU')}, threads: {about.get('threads', '?')}"
 
     def counts(self, side: str) -> np.ndarray:
-        """Return (K,) int64: how many pictures of each class are on this one of SIDES."""
-        return np.bincount(self.labels[self.sides == SIDES.index(side)], minlength=len(self.classes))
+        """Return (K,) int64: how many pictures of each class are on this one of SIDES.
+
+        Of folds put together, those of a missing fold do not validate.
+        """
+        rows = self.sides == SIDES.index(side)
+        if side == "val" and self.folds and self.evaluation:
+            rows = self.evaluation.indices
+        return np.bincount(self.labels[rows], minlength=len(self.classes))
+
+    @cached_property
+    def calibrating(self) -> tuple[float | None, str]:
+        """What calibrates the evaluation's logits, or None and why they tell no temperature."""
+        return useful_temperature(self.evaluation.logits, self.evaluation.labels) if self.evaluation else (None, "")
+
+    @property
+    def temperature(self) -> float | None:
+        return self.calibrating[0]
+
+    @cached_property
+    def confidences(self) -> np.ndarray:
+        """(n,) float64, of each picture that was evaluated: how sure its prediction is, as ``rejection`` defines it."""
+        assert self.evaluation
+        return confidences(self.evaluation.logits, self.evaluation.labels, self.temperature or 1.0)
 
     @cached_property
     def validated(self) -> list[tuple[str, str]]:
@@ -87,8 +116,9 @@ def read_run(path: Path) -> Run:
     files, labels, sides = read_split(run.split, classes)
     skipped = [tuple(row) for _, row in read_table(run.skipped, SKIPPED)]
     evaluation, environment = read_evaluation(run, len(classes), len(files)), read_object(path / "environment.json")
-    tested = read_scores(run, "test")
-    return Run(path, run.recipe, environment, classes, history, files, labels, sides, skipped, evaluation, tested)
+    tested, suspects = read_scores(run, "test"), readable_suspects(run)
+    found = (history, files, labels, sides, skipped, evaluation, tested, run.folds, run.missing_folds, *suspects)
+    return Run(path, run.recipe, environment, classes, *found)
 
 
 def read_split(file: Path, classes: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import SECTIONS, make_run
+from test_report import LOOK_FIRST, SECTIONS, enriched, make_run
 
+import plumage.report.page
+from plumage.report.html import TEMPLATES, jpeg
 from plumage.report.page import write_report
+from plumage.report.reading import read_run
 
 fcntl = pytest.importorskip("fcntl")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,6 +28,47 @@ FLAGS = [
 ]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"]
 
+
+# Of text and pictures in boxes that scroll, what is seen without scrolling counts.
+UNTIDY = """(() => {
+  const name = each => each.outerHTML.slice(0, 90), found = [], boxes = []
+  const all = [...document.body.querySelectorAll("*")].filter(each =>
+    each.checkVisibility({contentVisibilityAuto: true}))
+  const seen = new Set(all)
+  for (const each of all) {
+    const style = getComputedStyle(each)
+    const shaded = style.overflowX == "auto" && style.backgroundImage.includes("gradient")
+    if (each.clientWidth && each.scrollWidth > each.clientWidth + 1 && !shaded) found.push("cut: " + name(each))
+  }
+  const add = (each, rect) => {
+    const frame = each.closest(".wide")?.getBoundingClientRect()
+    const right = Math.min(rect.right, frame?.right ?? Infinity), left = Math.max(rect.left, frame?.left ?? 0)
+    if (right - left > 1 && rect.height > 1) boxes.push({each, left, right, top: rect.top, bottom: rect.bottom})
+  }
+  for (const each of all.filter(each => each.matches("img"))) add(each, each.getBoundingClientRect())
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange()
+  for (let node; (node = walker.nextNode());) {
+    const each = node.parentElement
+    if (!node.data.trim() || !seen.has(each)) continue
+    range.selectNodeContents(node)
+    const box = each.closest("td, th, dt, dd, li, p, h1, h2, h3, figcaption, figure, summary, pre, nav, div")
+    const within = box.getBoundingClientRect()
+    for (const rect of range.getClientRects()) {
+      add(each, rect)
+      if (rect.left < within.left - 1 || rect.right > within.right + 1 || rect.top < within.top - 1
+          || rect.bottom > within.bottom + 1) found.push("out of its box: " + name(box))
+    }
+  }
+  boxes.sort((one, other) => one.top - other.top)
+  let above = []
+  for (const box of boxes) {
+    above = above.filter(other => other.bottom > box.top + 1)
+    for (const other of above) if (Math.min(box.right, other.right) - Math.max(box.left, other.left) > 1
+        && box.each !== other.each) found.push("overlap: " + name(box.each) + " and " + name(other.each))
+    above.push(box)
+  }
+  return found.slice(0, 10)
+})()"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
@@ -126,6 +170,11 @@ class Browser:
             .filter(each => !(each.offsetWidth > 2 && each.offsetHeight > 2) || each.naturalWidth === 0)
             .map(each => each.outerHTML.slice(0, 100))""")
 
+    @property
+    def untidy(self) -> list[str]:
+        """What is wider than its box, without a sign that it scrolls; text out of its box; and what overlaps."""
+        return self.evaluate(UNTIDY)
+
     def count(self, selector: str) -> int:
         return self.evaluate(f"document.querySelectorAll({selector!r}).length")
 
@@ -138,33 +187,67 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A report of one run with 200 classes and pictures that compress badly; and of two."""
-    home, names = tmp_path_factory.mktemp("runs"), [f"Species of Bird {n}" for n in range(200)]
-    runs = [make_run(home / f"smoothing={e},seed=0", names, 60, each=12, smoothing=e, side=224) for e in (0.1, 0.0)]
-    write_report(runs[:1], home / "one.html")
-    write_report(runs, home / "two.html")
+    """Reports of runs of 2 to 1,000 classes, an ablation and five folds, with pictures that compress badly."""
+    kinds = ["Bird", "Ruby-throated Hummingbird of the East", "鳥", "a_long-name" * 4]
+    home = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plumage.report.page, "read_run", lambda path: enriched(read_run(path)))
+        patch.setitem(TEMPLATES.filters, "heat", lambda pixels, evidence: jpeg(pixels))
+        TEMPLATES.cache.clear()
+        for count, each in ((2, 12), (15, 24), (30, 12), (200, 12), (1000, 2)):
+            names = [f"{kinds[n % 4]} {n}" for n in range(count)]
+            run = make_run(home / f"{count} classes", names, 20, each=each, noise=2.2, side=224)
+            split = (run / "split.csv").read_text()
+            (run / "split.csv").write_text(split + f"another.jpg,{names[1]},train\n")
+            write_report([run], home / f"{count}.html")
+    for name, options in (("ablation", ABLATION), ("folds", FOLDS)):
+        runs = [make_run(home / name / f"{n}", names[:9], 20, each=12, **each) for n, each in enumerate(options)]
+        write_report(runs, home / f"{name}.html")
     return home
 
 
+ABLATION = [{"smoothing": e, "seed": seed, "noise": 2 + e} for seed in range(3) for e in (0.1, 0.0)]
+FOLDS = [{"fold": f"{fold}/5", "noise": 1.5 + fold / 10} for fold in range(1, 6)]
+
+
+@pytest.mark.parametrize("media", ["light", "dark", "narrow", "print"])
+@pytest.mark.parametrize("name", ["2", "15", "30", "200", "1000", "ablation", "folds"])
+def test_nothing_overlaps_and_nothing_is_cut(browser, pages, name, media):
+    width = {"narrow": 390, "print": 718}.get(media, 1280)  # A4 within its margins
+    browser.open(pages / f"{name}.html", width, "dark" if media == "dark" else "light")
+    if media == "print":
+        browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.complaints == browser.too_wide == browser.empty == browser.untidy == []
+    assert (pages / f"{name}.html").stat().st_size <= 4_000_000
+
+
+def test_what_is_folded_away_is_printed(browser, pages):
+    browser.open(pages / "200.html", 718)
+    folded = "[...document.querySelectorAll('details > :not(summary)')]"
+    shown = folded + ".map(each => each.checkVisibility({contentVisibilityAuto: true}))"
+    assert set(browser.evaluate(shown)) == {False}
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    browser.evaluate("document.body.offsetHeight")
+    assert set(browser.evaluate(shown)) == {True}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_run_of_two_hundred_classes(browser, pages, width, scheme):
-    browser.open(pages / "one.html", width, scheme)
-    assert browser.complaints == browser.too_wide == browser.empty == []
-    assert browser.evaluate("[...document.querySelectorAll('h2')].map(each => each.textContent)") == SECTIONS
-    assert browser.count("img[src^='data:image/svg']") == 7
-    assert browser.count("img[src^='data:image/jpeg']") == 12 + 24
+def test_a_run_of_two_hundred_classes(browser, pages, scheme):
+    browser.open(pages / "200.html", 1280, scheme)
+    headings = browser.evaluate("[...document.querySelectorAll('h2')].map(each => each.textContent)")
+    assert headings == [*LOOK_FIRST, "Suspects", *SECTIONS[len(LOOK_FIRST) :]]
+    assert browser.count("img[src^='data:image/svg']") == 8
+    assert browser.count("img[src^='data:image/jpeg']") == 12 + 2 * 24 + 2 * 8 + 3
     assert (browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") == (
         scheme == "light"
     )
-    assert (pages / "one.html").stat().st_size <= 3_000_000
+    targets = "[...document.querySelectorAll('nav a')].map(each => document.querySelector(each.hash)?.tagName)"
+    assert set(browser.evaluate(targets)) == {"SECTION"}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_runs_side_by_side(browser, pages, width):
-    browser.open(pages / "two.html", width)
-    assert browser.complaints == browser.too_wide == browser.empty == []
-    assert browser.count("section") == 5
+def test_runs_side_by_side(browser, pages):
+    browser.open(pages / "ablation.html", 1280)
+    assert browser.count("section") == 6
     assert browser.count("img[src^='data:image/svg']") == 4
 
 
@@ -180,3 +263,19 @@ def test_it_would_be_noticed(browser, tmp_path):
     assert [each.split()[0] for each in browser.too_wide] == ["<div"]
     assert [each.split()[0] for each in browser.empty][-1] == "<section"
     assert sum(each.startswith("<img") for each in browser.empty) == 2
+
+
+def test_what_is_untidy_would_be_noticed(browser, tmp_path):
+    line = "white-space: nowrap; width: 90px"
+    (tmp_path / "page.html").write_text(
+        f"<p>{'plain ' * 90}</p><p style='{line}'>{'out ' * 9}</p>"
+        f"<p style='{line}; overflow: hidden'>{'hidden ' * 9}</p>"
+        f"<div style='{line}; overflow-x: auto'>{'unsigned ' * 9}</div>"
+        f"<div style='{line}; overflow-x: auto; background: linear-gradient(red, blue)'>{'signed ' * 9}</div>"
+        "<h1>one</h1><h2 style='margin-top: -40px'>other</h2>"
+        "<details><summary>closed</summary><h2 style='margin-top: -40px'>unseen</h2></details>"
+    )
+    browser.open(tmp_path / "page.html", 800)
+    found = " ".join(browser.untidy)
+    assert [word in found for word in ("out out", "hidden", "unsigned", "overlap: <h2")] == [True] * 4
+    assert not any(words in found for words in ("plain", ">signed signed", "unseen"))
