@@ -8,7 +8,8 @@ if __name__ == "__main__":  # until a command says what it does at Ctrl-C
 import json
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,11 @@ from plumage.errors import UserError
 from plumage.files import check_output
 from plumage.hardware.cores import usable_cores
 from plumage.recipe import Recipe
-from plumage.rundir.choose import RUNS, find_run, open_run
+from plumage.rundir.choose import RUNS, find_run, find_runs, open_run, runs_of
 
 if TYPE_CHECKING:
     from plumage.data.store import Cache
     from plumage.hardware.device import Machine
-    from plumage.rundir.folder import RunDir
 
 log = logging.getLogger("plumage")
 
@@ -79,27 +79,17 @@ def train(folder: Path | None, resume: bool, **options: Any) -> None:
             writes = opt.take(options, ("checkpoint_minutes", "tensorboard"))
             trained = run_training(recipe, run, machine, cache, signals, **writes)
         if leads:
-            best, page = run.history.best, run.path / "report.html"
-            click.echo(f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}, in {run.path}")
+            click.echo(f"{run.history.best_line}, in {run.path}")
+            page = run.path / "report.html"
             if options["with_report"] and (trained or not page.exists()):
-                report_on([run], page, machine, cache)
+                from plumage.review import review, write_page  # noqa: PLC0415
 
-
-def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cache") -> None:
-    """Evaluate trained runs and write their report. Whatever goes wrong, the runs are whole: it costs a line."""
-    try:
-        from plumage.engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
-        from plumage.report.page import write_report  # noqa: PLC0415
-
-        for run in runs:
-            run_evaluation(run, machine, cache)
-        write_report([run.path for run in runs], file)
-    except Exception as error:
-        log.warning(f"{file}: trained, but without a report: {' '.join(str(error).split())}")
+                review(run, machine, cache)
+                write_page([run], page)
 
 
 @cli.command("eval")
-@opt.model_options
+@opt.models_options
 @click.option(
     "--data",
     type=opt.Place(),
@@ -115,56 +105,79 @@ def report_on(runs: "list[RunDir]", file: Path, machine: "Machine", cache: "Cach
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Fit a temperature, which makes probabilities trustworthy, on the validation pictures; predict then uses it. "
+    help="Fit a temperature, which makes probabilities trustworthy, and the thresholds of predict --reject on the "
+    "validation pictures, as train does at its end; predict then uses them. "
     "Label smoothing never asks for more than 1 - smoothing, so after it the temperature is often below 1.",
+)
+@click.option(
+    "--suspects",
+    is_flag=True,
+    help="Write suspects.csv anew, as train does: pictures whose label the model doubts, or that are there under two "
+    "labels or on two sides of the split. train --labels RUN/suspects.csv learns from what you mend in it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @opt.machine_options
-def evaluate(folder: Path | None, calibrate: bool, as_json: bool, **options: Any) -> None:
-    """Print the accuracy, top-5 accuracy and loss of a run's best model."""
-    StopSignals()
-    from plumage.engine.evaluate import evaluate as run_evaluation  # noqa: PLC0415
-    from plumage.engine.prepare import follow  # noqa: PLC0415
-    from plumage.inference.calibration import calibrate as run_calibration  # noqa: PLC0415
+def evaluate(folders: tuple[Path, ...], calibrate: bool, suspects: bool, as_json: bool, **options: Any) -> None:
+    """Print how good a run's best model is: its accuracy, over pictures and over classes, and its loss.
 
-    run = find_run(folder)
+    The run gets two tables, eval-<split>-classes.csv and eval-<split>-confusion.csv. Of several runs, as eval --run A
+    --run B, it is that of their averaged probabilities, on the first one's pictures.
+    """
+    StopSignals()
+    from plumage.engine.prepare import follow  # noqa: PLC0415
+    from plumage.inference import ensemble  # noqa: PLC0415
+    from plumage.review import measure  # noqa: PLC0415
+
+    run, *others = find_runs(folders)
     machine, cache = choose_machine(options, run.precision), choose_cache(options)
     if options["data"] is not None and follow(run, options["data"], cache):
         options["data"] = None
-    if calibrate and (options["data"] is not None or options["split"] not in (None, "val")):
-        raise UserError("--calibrate: is done on the run's own validation pictures; leave out --data and --split")
-    evaluation = run_evaluation(run, machine, cache, **opt.take(options, ("checkpoint", "data", "split")))
-    result = evaluation.numbers
-    if calibrate:
-        result |= opt.take(run_calibration(run, evaluation), ("temperature", "calibrated_nll"))
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    click.echo(f"{run.path}, {result['split']}, {result['n']} pictures")
-    for name, form in (("accuracy", ".2%"), ("top5", ".2%"), ("loss", ".4f"), ("nll", ".4f")):
-        click.echo(f"  {name:9} {result[name]:8{form}}")
-    if "temperature" in result:
-        click.echo(f"  temperature {result['temperature']:.4f}, with which nll is {result['calibrated_nll']:.4f}")
+    for name, given in {"--calibrate": calibrate, "--suspects": suspects}.items():
+        if given and others:
+            raise UserError(f"{name}: is done for one run; give one --run")
+        if given and (options["data"] is not None or options["split"] not in (None, "val")):
+            raise UserError(f"{name}: is done on the run's own validation pictures; leave out --data and --split")
+    which = opt.take(options, ("checkpoint", "data", "split"))
+    if others:
+        machines = [machine, *(choose_machine(options, each.precision) for each in others)]
+        result = ensemble.evaluate([run, *others], machines, cache, **which)
+        lines = [*ensemble.told(result)]
+    else:
+        result, lines = measure(run, machine, cache, calibrate, suspects, **which)
+    click.echo(json.dumps(result) if as_json else "\n".join(lines))
 
 
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=opt.Place(readable=False))
-@opt.model_options
+@opt.models_options
 @opt.output_options("standard output")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read: no row, no error.")
 @click.option("--tta", is_flag=True, help="Average each picture's probabilities with its mirror image's.")
-@click.option("--calibration/--no-calibration", "calibrated", default=True, help="Use eval --calibrate's temperature.")
+@click.option("--calibration/--no-calibration", "calibrated", default=True, help="Use the run's fitted temperature.")
+@click.option(
+    "--reject",
+    type=opt.BETWEEN_0_AND_1,
+    metavar="E",
+    help="Leave the label empty where the network is not sure enough: of the other labels, a share of at most E, as "
+    "0.02, is wrong, by the upper end of its 95 % interval, for pictures like the run's validation pictures.",
+)
+@opt.explain_options
 @opt.rows_options
 @opt.compute_options
-def predict(inputs: tuple[str, ...], folder: Path | None, output: Path | None, force: bool, **options: Any) -> None:
+def predict(
+    inputs: tuple[str, ...], folders: tuple[Path, ...], output: Path | None, force: bool, **options: Any
+) -> None:
     """Say what pictures show: one row of CSV for each, sorted by path.
 
     INPUT is a picture, a folder of pictures and folders, or - to read such names from standard input, one per line.
+    Of several runs, as the folds of ablate --folds, the probabilities are averaged: predict INPUT --run A --run B.
 
     For a competition: predict test -o submission.csv --id stem --order sample_submission.csv
     """
     StopSignals()
-    run = find_run(folder)
+    runs = find_runs(folders)
+    from plumage.inference import ensemble  # noqa: PLC0415
+    from plumage.inference import explain as explaining  # noqa: PLC0415
     from plumage.inference import predict as inference  # noqa: PLC0415
     from plumage.inference.order import arrange  # noqa: PLC0415
     from plumage.inference.table import COLUMNS, Table  # noqa: PLC0415
@@ -172,15 +185,32 @@ def predict(inputs: tuple[str, ...], folder: Path | None, output: Path | None, f
     # Who asks for an order has a program read the rows, and gave the names.
     order, columns = options["order"], options["columns"]
     form = opt.take(options, opt.TABLE_FIELDS)
-    table = Table(run.classes, columns=columns or COLUMNS, **form, exact=order is not None)
+    table = Table(runs[0].classes, columns=columns or COLUMNS, **form, exact=order is not None)
+    reject = options["reject"]
+    if reject is not None and not options["calibrated"]:
+        raise UserError("--reject: its thresholds are of calibrated probabilities; leave out --no-calibration")
+    for name in ("reject", "explain"):
+        if options[name] is not None and len(runs) > 1:
+            raise UserError(f"--{name}: is for the network of one run; give one --run")
     if output:
         check_output(output, force)
     table, paths = arrange(table, inference.list_inputs(inputs), order, takes_header=columns is None)
+    explain, most = options["explain"], options["explain_most"]
+    if explain:
+        explaining.check_folder(explain, force, paths)
+    elif most:
+        raise UserError("--explain-most: says of how many pictures --explain FOLDER draws the maps; give both")
     how = opt.take(options, ("checkpoint", "calibrated", "tta", "workers"))
-    predictor = inference.load_predictor(run, choose_machine(options, run.precision), **how)
+    predictor = ensemble.load(runs, [choose_machine(options, run.precision) for run in runs], **how)
+    explainer: Any = nullcontext()
+    if isinstance(predictor, inference.Predictor):
+        if reject is not None:
+            table = replace(table, threshold=inference.threshold_of(runs[0], predictor, reject))
+        if explain:
+            explainer = explaining.Explainer(predictor, explain, most, table.rejects).opened()
     if output is None:
         need_reader()
-    inference.predict(predictor, paths, table, output, options["skip_unreadable"])
+    inference.predict(predictor, paths, table, output, options["skip_unreadable"], explainer)
 
 
 @cli.command()
@@ -212,50 +242,59 @@ def export(folder: Path | None, output: Path | None, force: bool, format: str | 
 
 
 @cli.command()
-@opt.ablation_option(
-    "--vary", type=opt.Variation(), multiple=True, required=True, help="Values of an option; repeatable."
-)
+@opt.ablation_option("--vary", type=opt.Variation(), multiple=True, help="Values of an option; repeatable.")
 @opt.ablation_option(
     "--seeds", type=opt.SEEDS, show_default="--seed", help="Train each combination with each of these."
+)
+@opt.ablation_option(
+    "--folds",
+    type=opt.FOLDS,
+    metavar="K",
+    help="Cut the pictures into K parts, and train each combination K times, each time without the part that then "
+    "validates. What all of them say of it is put together in out-of-fold/.",
 )
 @opt.ablation_option(
     "--run", "folder", type=opt.PATH, show_default="runs/ablation-<data name>-<n>", help="Folder that holds the runs."
 )
 @opt.recipe_options
 @opt.training_options
-def ablate(vary: Any, seeds: list[int] | None, folder: Path | None, **options: Any) -> int:
+def ablate(vary: Any, seeds: list[int] | None, folds: int | None, folder: Path | None, **options: Any) -> int:
     """Train with every combination of the --vary values, and compare.
 
     ablate --vary smoothing=0,0.1 --seeds 0,1,2 trains six runs. After a stop, the same command goes on from there.
     """
     signals = StopSignals()
     given = opt.take_recipe_options(options)
-    from plumage import ablation  # noqa: PLC0415
+    from plumage.ablation.folds import conclude  # noqa: PLC0415
+    from plumage.ablation.plan import find_folder, plan  # noqa: PLC0415
+    from plumage.ablation.table import table  # noqa: PLC0415
+    from plumage.ablation.train import train_all  # noqa: PLC0415
 
-    trials = ablation.plan(given, vary, seeds)
+    trials = plan(given, vary, seeds, folds)
     machine, cache = choose_machine(options), choose_cache(options)
-    home = folder or ablation.find_folder(RUNS, trials)
-    outcomes = ablation.ablate(trials, home, machine, cache, signals, options["tensorboard"])
-    click.echo("\n".join(ablation.table(outcomes)))
-    comparable = [done.run for done in outcomes if not done.error and done.trial.recipe.seed == trials[0].recipe.seed]
-    if comparable and options["with_report"]:
-        report_on(comparable, home / "report.html", machine, cache)
+    home = folder or find_folder(RUNS, trials)
+    outcomes = train_all(trials, home, machine, cache, signals, options["tensorboard"])
+    click.echo("\n".join(table(outcomes)))
+    for line in conclude(outcomes, home, machine, cache, options["with_report"]):
+        click.echo(line)
     return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
 
 
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...", type=opt.PATH)
-@opt.output_options("report.html in the run, or beside several")
+@opt.output_options("report.html in the folder given, or beside several")
 def report(runs: tuple[Path, ...], output: Path | None, force: bool) -> None:
     """Write one HTML page: what a run learnt, and how well; of several runs, how they compare.
 
-    Each RUN is a run's folder. Without one, the newest in runs/ is taken. The run may still be training.
+    Each RUN is a run's folder, or an ablation's, for all of its runs. Without one, the newest in runs/ is taken. It may
+    still be training.
     """
     StopSignals()
-    folders = [find_run(run).path for run in dict.fromkeys(runs) or [None]]
+    given = [*dict.fromkeys(runs)] or [find_run(None).path]
+    folders = [*dict.fromkeys(run for folder in given for run in runs_of(folder))]
     from plumage.report.page import write_report  # noqa: PLC0415
 
-    home = folders[0] if len(folders) == 1 else Path(os.path.commonpath([run.absolute().parent for run in folders]))
+    home = given[0] if len(given) == 1 else Path(os.path.commonpath([run.absolute().parent for run in folders]))
     file = output or home / "report.html"
     check_output(file, force or output is None)
     write_report(folders, file)

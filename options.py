@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
 from functools import partial, reduce
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from click import Choice, IntRange
 from plumage.data.cache import cache_folder
 from plumage.errors import UserError
 from plumage.files import expanded
-from plumage.recipe import GROUPS, Recipe, option_name
+from plumage.recipe import GROUPS, Recipe, check_given, option_name
 
 RECIPE_FIELDS = {field.name: field for field in fields(Recipe)}
 
@@ -66,6 +67,17 @@ class Place(click.Path):
         return super().convert(place, param, ctx)
 
 
+class Between(click.FloatRange):
+    """A number above ``min`` and below ``max``; NaN, which compares with nothing, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value} is not in the range {self.min:g}<x<{self.max:g}.", param, ctx)
+        return number
+
+
+BETWEEN_0_AND_1 = Between(0, 1, min_open=True, max_open=True)
 PATH, FOLDER = Place(path_type=Path), Place(path_type=Path, exists=True, file_okay=False)
 
 
@@ -117,12 +129,12 @@ class Variation(click.ParamType):
             self.fail(f"{value}: needs a name, = and values, as in smoothing=0,0.1", param, ctx)
         name = option.strip().lstrip("-").replace("-", "_")
         field = RECIPE_FIELDS.get(name)
-        if field is None or name in ("data", "preset", "seed"):
-            self.fail(f"{option}: is no option that can be varied (for seeds, there is --seeds)", param, ctx)
+        if field is None or name in ("data", "preset", "seed", "fold"):
+            self.fail(f"{option}: is no option that can be varied (there are --seeds and --folds)", param, ctx)
         return name, Values(field).convert(values, param, ctx)
 
 
-SEEDS, MINUTES = Values(RECIPE_FIELDS["seed"]), IntRange(0, 10_000)
+SEEDS, FOLDS, MINUTES = Values(RECIPE_FIELDS["seed"]), IntRange(2, 9999), IntRange(0, 10_000)
 
 
 def all_of(*options: Decorator) -> Decorator:
@@ -138,7 +150,9 @@ def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def take_recipe_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe's options that are given by hand, taken out of ``options``."""
-    return {name: value for name, value in take(options, RECIPE_FIELDS).items() if value is not None}
+    given = {name: value for name, value in take(options, RECIPE_FIELDS).items() if value is not None}
+    check_given(given)
+    return given
 
 
 def recipe_option(field: "Field[Any]") -> Decorator:
@@ -192,7 +206,12 @@ machine_options = all_of(
     machine("--no-cache", is_flag=True, help="Decode pictures each time they are read, and keep none."),
 )
 training_options = all_of(
-    run_option("--report/--no-report", "with_report", default=True, help="Evaluate the model and write report.html."),
+    run_option(
+        "--report/--no-report",
+        "with_report",
+        default=True,
+        help="Evaluate and calibrate the model, list its suspects, and write report.html.",
+    ),
     run_option(
         "--tensorboard",
         is_flag=True,
@@ -202,10 +221,17 @@ training_options = all_of(
     machine_options,
     machine("--deterministic", is_flag=True, help="Compute the same bits each time on a GPU too, which is slower."),
 )
-# Which trained model.
-model_options = all_of(
-    click.option("--run", "folder", type=PATH, show_default="the newest in runs/", help="Folder of the trained run."),
-    click.option("--checkpoint", type=Place(), default="best", help="best, last, or a checkpoint file."),
+# Which trained model, and which models.
+which_run = partial(click.option, "--run", type=PATH, show_default="the newest in runs/")
+which_checkpoint = click.option("--checkpoint", type=Place(), default="best", help="best, last, or a checkpoint file.")
+model_options = all_of(which_run("folder", help="Folder of the trained run."), which_checkpoint)
+models_options = all_of(
+    which_run(
+        "folders",
+        multiple=True,
+        help="Folder of the trained run. Given several times, as --run A --run B, the probabilities are averaged.",
+    ),
+    which_checkpoint,
 )
 TABLE_FIELDS = ("form", "identity", "label", "top_k", "probabilities")
 rows_options = all_of(
@@ -238,6 +264,16 @@ rows_options = all_of(
         help="Write the rows of this list or sample submission alone, in its order; see --id. Its header is taken "
         "over, with --probabilities also its order of classes.",
     ),
+)
+
+explain_options = all_of(
+    click.option(
+        "--explain",
+        type=PATH,
+        help="Folder for a JPEG of each picture: as the network saw it, beside itself with the map of its label, "
+        "yellow where the evidence for it is. It must be empty, or --force be given.",
+    ),
+    click.option("--explain-most", type=IntRange(1), show_default="300", help="Draw at most so many, the first ones."),
 )
 
 

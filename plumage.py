@@ -32,7 +32,7 @@ def load(
     """Load the model of a run's folder. It predicts what the command ``predict`` does.
 
     checkpoint: best, last or a file. device: auto, cpu, cuda or mps. calibrated: use the temperature that
-    ``eval --calibrate`` fitted, if any. tta: average each picture's probabilities with its mirror image's. Raises
+    was fitted to it, if any. tta: average each picture's probabilities with its mirror image's. Raises
     ValueError where there is no such run, checkpoint or device.
     """
     from plumage.errors import UserError  # noqa: PLC0415

@@ -19,13 +19,17 @@ ROOMS = {
     "models": "names errors",
     "rundir": "recipe tables files names errors",
     "engine": "data models rundir hardware recipe files names errors",
-    "inference": "engine.prepare engine.evaluator data models rundir hardware recipe tables files names errors",
-    "report": "inference.calibration engine.schedule rundir recipe tables files errors",
-    "ablation": "report inference engine rundir models data birds hardware recipe tables files errors",
+    "inference": "engine.prepare engine.evaluator engine.learnt data models rundir hardware recipe tables files "
+    "names errors",
+    "report": "inference.calibration inference.heat inference.rejection engine.schedule rundir recipe tables files "
+    "errors",
+    "review": "report inference engine rundir models data birds hardware recipe tables files errors",
+    "ablation": "review report inference engine rundir models data birds hardware recipe tables files errors",
     "options": "data.cache recipe files errors",
     "console": "errors",
     "plumage": "inference rundir hardware files errors",
-    "main": "console options ablation report inference engine rundir models data birds hardware recipe files errors",
+    "main": "console options ablation review report inference engine rundir models data birds hardware recipe files "
+    "errors",
 }
 TYPES = {"options": "data hardware"}  # under TYPE_CHECKING alone
 WITHOUT_TORCH = ("rundir", "report")

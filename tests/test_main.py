@@ -13,12 +13,16 @@ import pytest
 import torch
 from conftest import CLIPART, TINY
 from PIL import Image
+from sklearn import metrics
+from test_train import TinyNetwork
 
+import plumage.engine.prepare
 from plumage.rundir.evaluation import Evaluation
 from plumage.rundir.folder import RunDir
 
 FILES = {
     ".lock",
+    "calibration.json",
     "recipe.json",
     "environment.json",
     "classes.json",
@@ -26,9 +30,13 @@ FILES = {
     "digests.npz",
     "history.jsonl",
     "skipped.csv",
+    "suspects.csv",
+    "suspects.npz",
     "checkpoints",
     "eval-val.json",
     "eval-val.npz",
+    "eval-val-classes.csv",
+    "eval-val-confusion.csv",
     "figures",
     "report.html",
 }
@@ -43,7 +51,7 @@ def test_train_then_eval_as_a_newcomer_types_them(start, photos, tmp_path):
     assert "preset finetune" in err
     assert "24 training and 6 validation pictures" in err
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    best = max(history, key=lambda row: row["val_accuracy"])
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert best["val_accuracy"] > 0.6
 
     evaluation = start("eval", "--json")
@@ -52,7 +60,9 @@ def test_train_then_eval_as_a_newcomer_types_them(start, photos, tmp_path):
     assert json.loads(out) == {
         "split": "val",
         "n": 6,
-        **{name: best[f"val_{name}"] for name in ("accuracy", "top5", "loss", "nll")},
+        **{name: best[f"val_{name}"] for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1", "loss", "nll")},
+        "never_right": sum(row["recall"] == "0.0" for row in csv.DictReader((run / "eval-val-classes.csv").open())),
+        "always_guessing": 1 / 3,
     }
     assert {path.name for path in run.iterdir()} == FILES
     assert json.loads((run / "classes.json").read_text()) == sorted(path.name for path in photos.iterdir())
@@ -104,7 +114,28 @@ def test_evaluation_of_the_splits(trained, cli):
 def test_evaluation_in_words(trained, cli):
     code, out, _ = cli("eval", "--run", trained)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["accuracy", "top5", "loss", "nll"]
+    words = ["accuracy", "top5", "balanced", "macro", "loss", "nll", "never", "always"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == words
+    assert out.splitlines()[-1] == "  always guessing the most frequent class, blaue Beere, would give 33.33%"
+    arrays = np.load(trained / "eval-val.npz")
+    labels, predicted = arrays["labels"], arrays["logits"].argmax(1)
+    about = json.loads((trained / "eval-val.json").read_text())
+    assert about["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    assert about["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+
+
+def test_train_ends_with_the_best_epoch_by_what_it_was_chosen_which_a_resume_cannot_change(
+    cli, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plumage.engine.prepare, "build_model", TinyNetwork)
+    train = ["train", "--data", photos, *TINY, "--epochs", "2", "--run", tmp_path / "run", "--resume"]
+    code, out, _ = cli(*train, "--best", "balanced-accuracy")
+    best = RunDir(tmp_path / "run").history.best
+    numbers = f"validation accuracy {best['val_accuracy']:.2%}, balanced accuracy {best['val_balanced_accuracy']:.2%}"
+    assert (code, out.splitlines()[-1]) == (0, f"best epoch {best['epoch']}: {numbers}, in {tmp_path / 'run'}")
+    code, _, err = cli(*train, "--best", "loss")
+    assert code == 2
+    assert "--best loss (was balanced-accuracy)" in err
 
 
 def test_another_folder_is_matched_by_class_name(trained, cli, photos, tmp_path):
@@ -134,7 +165,7 @@ def test_pictures_that_were_moved_are_evaluated_in_their_new_place(trained, cli,
     for command in (["export", "--format", "safetensors"], ["report"]):
         code, _, err = cli(*command)
         assert code == 0, err
-    assert "6 validation pictures tell no temperature" in cli("eval", "--calibrate")[2]  # it has evaluated them
+    assert "  temperature " in cli("eval", "--calibrate")[1]
     assert cli("eval", "--json")[:2] == (0, before)
 
 
@@ -293,7 +324,6 @@ def test_labels_from_a_file_are_mended_in_a_runs_own_and_trained_on_again(cli, p
     code, _, err = cli("train", *options, "--labels", "labels.csv", "--run", "one")
     assert code == 0, err
     assert "3 classes, 24 training and 6 validation pictures" in err
-    assert "groups stay together, so that 20.0% of the pictures validate, of 20.0% asked for" in err
     first = rows_of(tmp_path / "one")
     assert {(row["path"], row["label"], row["group"]) for row in first} == {
         (f"{number:02}.jpg", name, burst[number]) for number, name in names.items()
@@ -346,7 +376,6 @@ def test_groups_by_a_pattern_stay_together_and_are_written_down(cli, photos, tmp
     command = ["train", "--data", photos, *TINY, "--epochs", "1"]
     code, _, err = cli(*command, "--group-by", r"/(patient\d+)/", "--run", "r")
     assert code == 0, err
-    assert "groups stay together, so that 20.0% of the pictures validate, of 20.0% asked for" in err
     rows = rows_of(tmp_path / "r")
     assert all(f"/{row['group']}/" in row["path"] for row in rows)
     assert len({(row["group"], row["split"]) for row in rows}) == len({row["group"] for row in rows}) == 15

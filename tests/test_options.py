@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from plumage import main
+from plumage.engine.prepare import model_of
+from plumage.files import write_json
 from plumage.models.resnet import build_model
+from plumage.models.weights import fingerprint
 from plumage.options import LearningRate
 from plumage.recipe import GROUPS, Recipe
 from plumage.rundir.folder import RunDir
@@ -15,12 +18,8 @@ from plumage.rundir.folder import RunDir
 # Where the work of each command begins: what comes so far has been accepted.
 WORK = {
     "train": ["plumage.engine.prepare.prepare_dataset"],
-    "eval": [
-        "plumage.engine.evaluate.recall_dataset",
-        "plumage.engine.prepare.recall_dataset",
-        "plumage.engine.prepare.read_all",
-    ],
-    "ablate": ["plumage.ablation.train_one"],
+    "eval": ["plumage.engine.prepare.recall_dataset", "plumage.engine.prepare.read_all"],
+    "ablate": ["plumage.ablation.train.train_one"],
     "report": ["plumage.report.page.write_report"],
     "predict": ["plumage.inference.predict.predict"],
     "export": ["plumage.inference.export.read_examples"],
@@ -36,6 +35,7 @@ GIVEN = {
 }
 GIVEN["ablate"] = [*GIVEN["train"], "--vary", "schedule=cosine,step"]
 RULES = {field.name: field.metadata["must_be"][1] for field in fields(Recipe) if field.metadata["must_be"]}
+RULES["reject"] = lambda value: 0 < value < 1
 # What a number has to be besides, where the other options are GIVEN or left to the finetune preset.
 BESIDES = {
     "resize": lambda value: value >= 224,
@@ -44,6 +44,7 @@ BESIDES = {
     "warmup_epochs": lambda value: value < 60,
     "freeze_backbone_epochs": lambda value: value == 0,
     "min_pictures": lambda value: value <= 10,  # of each class that there is
+    "folds": lambda value: value <= 30,
 }
 
 WORDS = ["", " ", "x", "two\nlines", "\udcff", "x" * 5000]
@@ -71,10 +72,9 @@ def takes(option, text):
         value = (int if isinstance(option.type, click.types.IntParamType) else float)(text)
     except ValueError:
         return False
-    if option.name in RULES:
-        return RULES[option.name](value) and BESIDES.get(option.name, lambda value: True)(value)
     low, high = getattr(option.type, "min", None), getattr(option.type, "max", None)
-    return (low is None or low <= value) and (high is None or value <= high)
+    within = (low is None or low <= value) and (high is None or value <= high)
+    return within and all(rules[option.name](value) for rules in (RULES, BESIDES) if option.name in rules)
 
 
 def nonsense(option):
@@ -115,6 +115,8 @@ def prepared(photos, tmp_path, checkpoint, monkeypatch):
     classes = ["photos", "runs"]  # those of the current folder, which an empty path may not mean
     run.describe(recipe, classes, {"precision": "fp32"})
     run.best.symlink_to(checkpoint)
+    weights = fingerprint(model_of(run, "best"))
+    write_json(run.path / "calibration.json", {"temperature": 1.0, "weights": weights, "thresholds": [[0.0, 1.0, 0.1]]})
 
     def accept(*_, **__):
         raise SystemExit(ACCEPTED)
@@ -126,9 +128,10 @@ def prepared(photos, tmp_path, checkpoint, monkeypatch):
 
 
 def arguments_for(command, option):
-    """What is given before the option. The cache has to be written to for the birds alone."""
+    """What is given before the option. The cache is written to for the birds alone; maps go into a folder."""
     birds = ["--data", "birds:species=2,pictures=2"] if option.name == "cache" != command else []
-    return [command, *GIVEN[command], *birds]
+    folder = ["--explain", "why"] if option.name == "explain_most" else []
+    return [command, *GIVEN[command], *birds, *folder]
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
