@@ -28,7 +28,8 @@ def review(run: RunDir, machine: Machine, cache: Cache) -> None:
         evaluation = kept(run) if run.folds else evaluate(run, machine, cache)
         if evaluation is None:
             raise UserError("what its folds said could not be kept")
-        calibrate(run, evaluation)
+        if not run.folds:  # each of which has a temperature of its own
+            calibrate(run, evaluation)
         with telling(f"{run.suspects}: not written"):
             keep_suspects(run, evaluation, machine, cache)
 

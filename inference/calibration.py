@@ -156,6 +156,9 @@ def calibrate(run: RunDir, evaluation: Evaluation) -> dict[str, Any]:
     result: dict[str, Any] = {"temperature": temperature, "n": len(labels), "nll": before.nll, "ece": before.ece}
     result |= {"calibrated_nll": fitted.nll, "calibrated_ece": fitted.ece}
     result |= {"checkpoint": evaluation.checkpoint, "weights": evaluation.weights}
+    if evaluation.checkpoint != "best":
+        where = run.path / "calibration.json"
+        log.info(f"{where}: is now of --checkpoint {evaluation.checkpoint}, which predict has to be given too")
     sure = confidences(logits, labels, temperature)
     write_json(
         run.path / "calibration.json", result | {"thresholds": rejection.thresholds(sure, evaluation.right).tolist()}
