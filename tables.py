@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -59,6 +60,16 @@ def plain(cell: str) -> str:
 def lines_of(table: TextIO) -> Iterator[str]:
     """Yield the lines of a table of any origin, longer ones in pieces: without a line end a file would be one text."""
     return iter(partial(table.readline, LONGEST), "")
+
+
+@contextmanager
+def lines_of_any(file: Path) -> Iterator[Iterator[str]]:
+    """Open a table of any origin, and give its lines. Raises what opening and reading a damaged file raises."""
+    check_regular(file)
+    with file.open("rb") as start:
+        encoding = encoding_of(start.read(2))
+    with file.open(newline="", encoding=encoding, errors="surrogateescape") as table:
+        yield lines_of(table)
 
 
 def encoding_of(start: bytes) -> str:

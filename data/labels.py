@@ -16,9 +16,9 @@ from plumage.data.mended import mended_labels
 from plumage.data.samples import Samples, some
 from plumage.data.sources import pictures_below
 from plumage.errors import UserError, first_line
-from plumage.files import check_regular, is_below
+from plumage.files import is_below
 from plumage.names import composed, finder
-from plumage.tables import FOLDS, GROUP, SPLIT, SUSPECTS_ARCHIVE, encoding_of, lines_of, plain, written_labels
+from plumage.tables import FOLDS, GROUP, SPLIT, SUSPECTS_ARCHIVE, lines_of_any, plain, written_labels
 
 log = logging.getLogger("plumage")
 
@@ -189,11 +189,7 @@ def read_rows(file: Path) -> tuple[list[Row], bool]:
 def read_any(where: str, file: Path) -> tuple[list[str], bool, list[Row]]:
     """Return the header of a table, whether it is a run's split.csv, and all rows."""
     try:
-        check_regular(file)
-        with file.open("rb") as start:
-            encoding = encoding_of(start.read(2))
-        with file.open(newline="", encoding=encoding, errors="surrogateescape") as handle:
-            lines = lines_of(handle)
+        with lines_of_any(file) as lines:
             first = next((line for line in lines if line.strip()), None)
             if first is None:
                 raise UserError(f"{where}: is empty; give a table with a line for each picture")

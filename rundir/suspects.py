@@ -8,15 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from plumage.errors import UserError, first_line
-from plumage.files import check_regular, read_arrays, written_whole
+from plumage.files import read_arrays, written_whole
 from plumage.rundir.folder import RunDir
 from plumage.tables import (
     GROUP,
     SPLIT,
     SUSPECTS,
     SUSPECTS_ARCHIVE,
-    encoding_of,
-    lines_of,
+    lines_of_any,
     plain,
     read_table,
     write_table,
@@ -70,11 +69,7 @@ def read_suspects(run: RunDir) -> list[Suspect]:
     if not file.exists():
         return []
     try:
-        check_regular(file)
-        with file.open("rb") as start:
-            encoding = encoding_of(start.read(2))
-        with file.open(newline="", encoding=encoding, errors="surrogateescape") as handle:
-            rows = lines_of(handle)
+        with lines_of_any(file) as rows:
             first = next(rows, "")
             delimiter = next((mark for mark in ",;\t" if mark in first), ",")
             header = [name.strip().casefold() for name in next(csv.reader([first], delimiter=delimiter), [])]
