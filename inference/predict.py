@@ -103,8 +103,7 @@ class Predictor:
                 stored = [each.pixels for each in readable]
                 rows = iter(compute(torch.from_numpy(np.stack(stored))) if stored else ())
                 yield from (each if isinstance(each, str) else next(rows) for each in group)
-            with tqdm.external_write_mode(sys.stderr):
-                tell_beyond("", beyond, levels)
+            tell_beyond("", beyond, levels)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -219,8 +218,7 @@ def predict(
                     explainer(path, probabilities)
                 continue
             unreadable += 1
-            with tqdm.external_write_mode(sys.stderr):
-                log.warning(f"{some([path])}: {probabilities}")
+            log.warning(f"{some([path])}: {probabilities}")
             if not skip_unreadable:
                 write(path, None)
     if table.threshold:
