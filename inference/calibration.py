@@ -72,12 +72,17 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray 
     return best_temperature(logits, labels, rows)
 
 
-def useful_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, str]:
-    """Return the temperature to divide by; or None, and why it is better to divide by none."""
+def useful_temperature(
+    logits: np.ndarray, labels: np.ndarray, fitted: CrossFitted | None = None
+) -> tuple[float | None, str]:
+    """Return the temperature to divide by; or None, and why it is better to divide by none.
+
+    fitted: what ``cross_fitted`` returns of these, where that is known.
+    """
     found = fitted_temperature(logits, labels)
     if found is None:
         return None, "all are right"
-    if cross_fitted(logits, labels).nll >= nll(logits, labels):
+    if (fitted or cross_fitted(logits, labels)).nll >= nll(logits, labels):
         return None, "they are too few, since what fits one half of them makes the other half worse"
     return found, ""
 
@@ -146,12 +151,11 @@ def calibrate(run: RunDir, evaluation: Evaluation) -> dict[str, Any]:
     Where the pictures tell no temperature, that is said, and it is 1.
     """
     logits, labels = evaluation.logits, evaluation.labels
-    before = fitted = CrossFitted(nll(logits, labels), evaluation.ece)
-    found, why = useful_temperature(logits, labels)
+    before, fitted = CrossFitted(nll(logits, labels), evaluation.ece), cross_fitted(logits, labels)
+    found, why = useful_temperature(logits, labels, fitted)
     if found is None:
         log.warning(f"{run.path}: {len(labels)} validation pictures tell no temperature: {why}; probabilities stay")
-    else:
-        fitted = cross_fitted(logits, labels)
+        fitted = before
     temperature = found or 1.0
     result: dict[str, Any] = {"temperature": temperature, "n": len(labels), "nll": before.nll, "ece": before.ece}
     result |= {"calibrated_nll": fitted.nll, "calibrated_ece": fitted.ece}

@@ -10,7 +10,7 @@ import numpy as np
 
 from plumage.errors import UserError
 from plumage.files import read_object
-from plumage.inference.calibration import confidences, useful_temperature
+from plumage.inference.calibration import CrossFitted, confidences, cross_fitted, useful_temperature
 from plumage.recipe import Recipe
 from plumage.rundir.choose import find_run
 from plumage.rundir.evaluation import Evaluation, Scores, read_evaluation, read_scores
@@ -85,9 +85,17 @@ class Run:
         return np.bincount(self.labels[rows], minlength=len(self.classes))
 
     @cached_property
+    def cross_fitted(self) -> CrossFitted:
+        """How good the evaluation's probabilities are, each half divided by the temperature of the other."""
+        assert self.evaluation
+        return cross_fitted(self.evaluation.logits, self.evaluation.labels)
+
+    @cached_property
     def calibrating(self) -> tuple[float | None, str]:
         """What calibrates the evaluation's logits, or None and why they tell no temperature."""
-        return useful_temperature(self.evaluation.logits, self.evaluation.labels) if self.evaluation else (None, "")
+        if not self.evaluation:
+            return None, ""
+        return useful_temperature(self.evaluation.logits, self.evaluation.labels, self.cross_fitted)
 
     @property
     def temperature(self) -> float | None:

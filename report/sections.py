@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plumage.inference.calibration import cross_fitted, cross_rejected
+from plumage.inference.calibration import cross_rejected
 from plumage.inference.rejection import best_threshold, thresholds
 from plumage.report import words
 from plumage.report.matrix import Confusions
@@ -33,7 +33,7 @@ def evaluation_values(run: Run, evaluation: Evaluation, confusions: Confusions) 
     return {
         "scores": evaluation.class_scores,
         "samples": pictures(run, evaluation, "samples") or [],
-        "calibrated": cross_fitted(evaluation.logits, evaluation.labels),
+        "calibrated": run.cross_fitted,
         "kept": kept_rows(run, evaluation),
         "confidence_words": words.confidence(evaluation),
         "gap_words": words.gap(run, evaluation),
