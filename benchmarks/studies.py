@@ -6,10 +6,12 @@
     python benchmarks/studies.py smoothing -o benchmarks/results/smoothing-scratch-cpu.md
     python benchmarks/studies.py schedule --weights runs/species -o benchmarks/results/schedule-cpu.md
     python benchmarks/studies.py rate --weights runs/species -o benchmarks/results/rate-cpu.md
+    python benchmarks/studies.py strong --weights runs/species -o benchmarks/results/strong-cpu.md
     python benchmarks/studies.py paper -o benchmarks/results/paper-cpu.md
+    python benchmarks/studies.py demo -o benchmarks/results/demo-recipes-cpu.md
 
 The weights are a stand-in for ImageNet's: they know 800 species of birds, and the pictures are of 50 others. With
---photos FOLDER, of at least 36 pictures for each class, the smoothing is also studied on these.
+--photos FOLDER, of at least 36 pictures for each class, smoothing and strong are also studied on these.
 
 A seed draws which pictures train, which labels are wrong, and the training. Each accuracy is that of the last epoch on
 test pictures, which have chosen nothing. What each trial gave is kept in raw/ beside the table; the same command trains
@@ -21,6 +23,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +37,7 @@ from plumage.report.statistics import Difference, difference_over_seeds, mean_ov
 from plumage.report.style import COLOURS, INK, legend, new_axes
 
 Options = dict[str, Any]
-SPECIES, MOST, TEST = 50, 24, 24  # birds: how many species, and pictures of each that train at most, and that test
+MOST, TEST = 24, 24  # birds of each species that train at most, and that test
 LARGER: Options = {"resize": 64, "crop": 56}  # of pictures that show nothing at 32 px
 
 
@@ -89,6 +92,43 @@ def rate(begin: Begin) -> Iterator[Setting]:
         yield Setting(f"batches of {size}", begin.birds, options, levels if size != 64 else {"0.025": {"lr": 0.025}})
 
 
+def strong(begin: Begin) -> Iterator[Setting]:
+    """What may make fine-tuning better, each alone."""
+    levels: dict[str, Options] = {
+        "finetune": {},
+        "rate × 2": {"lr": 0.05},
+        "rate / 2": {"lr": 0.0125},
+        "head's rate × 10": {"head_lr_multiplier": 10},
+        "average of weights": {"ema": 0.98},
+        "mixup": {"mixup": 0.2},
+        "resized crops": {"augment": "resized-crop"},
+        "no bias decay": {"bias_decay": False},
+        "decay × 5": {"weight_decay": 5e-4},
+        "frozen for 2 epochs": {"freeze_backbone_epochs": 2},
+    }
+    yield Setting("birds", begin.birds, begin.options, levels)
+    if begin.photos:
+        yield Setting(begin.photos.name, Pictures(begin.photos, 16, 18), begin.options | LARGER, levels)
+
+
+def demo(begin: Begin) -> Iterator[Setting]:
+    """The first command of the README, by other recipes that take about as long."""
+    before: Options = {"resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 5, "warmup_epochs": 1}
+    large = before | {"batch_size": 64, "lr": 0.2, "epochs": 8}
+    small = large | {"resize": 56, "crop": 48, "epochs": 10}
+    levels = {
+        "5 epochs of 32": before,
+        "7 epochs of 32": before | {"epochs": 7},
+        "8 epochs of 64": large,
+        "48 px, 9 epochs of 32": small | {"batch_size": 32, "lr": 0.1, "epochs": 9},
+        "48 px, 10 epochs of 64": small,
+        "the same, rate 0.1": small | {"lr": 0.1},
+        "the same, decay × 5": small | {"weight_decay": 5e-4},
+        "40 px, 12 epochs of 64": small | {"resize": 48, "crop": 40, "epochs": 12},
+    }
+    yield Setting("200 species", begin.birds._replace(train=MOST), begin.options, levels)
+
+
 def paper(begin: Begin) -> Iterator[Setting]:
     """Tables 4 to 6 of He et al. 2019 and the augmentations, each line with the options of the one before."""
     plain: Options = {"zero_gamma": False, "warmup_epochs": 0, "schedule": "step", "smoothing": 0}
@@ -128,6 +168,8 @@ STUDIES = {
     "smoothing": (smoothing, "When label smoothing pays"),
     "schedule": (schedule, "How the rate falls"),
     "rate": (rate, "The linear scaling rule"),
+    "strong": (strong, "What may make fine-tuning better"),
+    "demo": (demo, "The demo's recipe"),
     "paper": (paper, "The bag of tricks"),
 }
 Levels = dict[str, dict[int, Row]]  # by level and seed
@@ -155,7 +197,7 @@ def differences(levels: Levels, chained: bool) -> dict[str, Difference]:
 
 def table(found: Sequence[tuple[Setting, Levels]]) -> Iterator[str]:
     heads = ["", "level", "n", "accuracy, %", "difference, points", "NLL", "NLL, calibrated", "ECE, %"]
-    heads += ["ECE, calibrated, %", "logit gap (in theory)", "AURC, %"]
+    heads += ["ECE, calibrated, %", "logit gap (in theory)", "AURC, %", "seconds"]
     yield f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"
     for setting, levels in found:
         gaps = differences(levels, setting.chained)
@@ -167,7 +209,8 @@ def table(found: Sequence[tuple[Setting, Levels]]) -> Iterator[str]:
             cells += [spread(values(rows, name, 1), 3) for name in ("nll", "calibrated_nll")]
             cells += [spread(values(rows, name), 1) for name in ("ece", "calibrated_ece")]
             cells += [spread(values(rows, "logit_gap", 1)) + (f" ({theory:.2f})" if theory else " (∞)")]
-            yield f"| {' | '.join([*cells, spread(values(rows, 'aurc'))])} |"
+            cells += [spread(values(rows, "aurc")), f"{median(values(rows, 'seconds', 1).values()):.0f}"]
+            yield f"| {' | '.join(cells)} |"
 
 
 def draw(found: Sequence[tuple[Setting, Levels]], file: Path) -> None:
@@ -200,7 +243,8 @@ def text(title: str, found: Sequence[tuple[Setting, Levels]], figure: str) -> It
     yield "- ± and brackets: 95 % intervals over n seeds by Student's t. A difference is seed by seed, to the"
     yield f"  {'line before' if found[0][0].chained else 'first level'}"
     yield "- Accuracy: of the last epoch, on test pictures; the balanced one is the same, since each class has as many."
-    yield "  Calibrated: each half by the other's temperature. AURC: area under the risk–coverage curve, calibrated"
+    yield "  Calibrated: each half by the other's temperature. AURC: area under the risk–coverage curve, calibrated."
+    yield "  Seconds: median of all epochs together, on one core while others train beside it"
     for setting, levels in found:
         one = next(iter(next(iter(levels.values())).values()))
         train = one["classes"] * setting.pictures.train
@@ -223,10 +267,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/studies"), help="for what is in between")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    birds, (study, title) = args.folder / f"birds-{SPECIES}", STUDIES[args.study]
+    (study, title), species = STUDIES[args.study], 200 if args.study == "demo" else 50
+    birds = args.folder / f"birds-{species}"
     args.folder.mkdir(parents=True, exist_ok=True)
     if not birds.exists():
-        draw_birds(birds, SPECIES, MOST + TEST + VALIDATE, 0, usable_cores())
+        draw_birds(birds, species, MOST + TEST + VALIDATE, 0, usable_cores())
     start = {"preset": "finetune", "weights": str(args.weights)} if args.weights else {"preset": "demo"}
     options = start | {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
     settings = list(study(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))

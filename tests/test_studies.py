@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import draw_photos
 
+from plumage.recipe import Recipe
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = {"model": "resnet18", "weights": "none", "resize": 36, "crop": 32, "batch_size": 4, "lr": 0.01, "epochs": 1}
 
@@ -108,6 +110,7 @@ def test_after_its_minutes_no_other_trial_is_begun(tmp_path, trials, folder):
 def levels_of(accuracies):
     """Return rows of two settings' worth of levels, by level and seed, with these accuracies."""
     row = {"nll": 1.0, "calibrated_nll": 0.5, "ece": 0.1, "calibrated_ece": 0.05, "logit_gap": 3.0, "aurc": 0.02}
+    row |= {"seconds": 7.4}
     row |= {"classes": 11, "recipe": {"smoothing": 0.1}}
     return {
         level: {seed: row | {"accuracy": accuracy} for seed, accuracy in enumerate(each)}
@@ -131,20 +134,22 @@ def test_the_table_and_the_figure(tmp_path, studies, trials):
     *_, first, second = studies.table(found)
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert cells[:5] == ["5 epochs", "a", "3", "60.00 ± 24.84", ""]  # 4.303 × 10 / √3
-    assert cells[-2] == "3.00 (4.50)"  # log(10 × 0.9 / 0.1)
+    assert cells[-3] == "3.00 (4.50)"  # log(10 × 0.9 / 0.1)
+    assert cells[-1] == "7"
     assert "+2.00 (-0.48 to +4.48)" in second
     studies.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials):
-    """Every setting's options make a recipe; no two trials of one setting are the same."""
-    (tmp_path / "species").mkdir()
-    from plumage.recipe import Recipe  # noqa: PLC0415 (as the benchmark's other tests, by the module's own path)
-
-    for study, _ in studies.STUDIES.values():
-        birds = trials.Pictures(tmp_path / "birds", 6, 24)
-        start = {"preset": "demo", "epochs": 15, "resize": 36, "crop": 32}
-        for setting in study(studies.Begin(start, birds, tmp_path / "photos")):
-            recipes = {Recipe.create(setting.options | own | {"teacher": "none"}) for own in setting.levels.values()}
-            assert len(recipes) >= len(setting.levels) - 1  # a teacher is what two of the paper's differ in
+@pytest.mark.parametrize("name", ["smoothing", "schedule", "rate", "strong", "paper", "demo"])
+def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name):
+    """No two levels of a setting train the same; only a teacher is what two of the paper's lines differ in."""
+    preset = "demo" if name in ("paper", "demo") else "finetune"
+    start = {"preset": preset, "epochs": 15, "resize": 36, "crop": 32}
+    study, _ = studies.STUDIES[name]
+    settings = list(study(studies.Begin(start, trials.Pictures(tmp_path / "birds", 6, 24), tmp_path / "photos")))
+    for setting in settings:
+        options = [setting.options | own for own in setting.levels.values()]
+        recipes = {Recipe.create(each | {"teacher": str(bool(each.get("teacher")))}) for each in options}
+        assert len(recipes) == len(setting.levels)
+    assert len({setting.title for setting in settings}) == len(settings)
