@@ -39,4 +39,6 @@ class Conv2d(nn.Conv2d):
             down, right = (slice(stride * (side - 1) + 1) for side in (height, width))
             shifts = [padded[:, row:, column:] for row in range(kernel) for column in range(kernel)]
             seen = torch.cat([shift[:, down, right][:, ::stride, ::stride] for shift in shifts], dim=3)
-        return functional.linear(seen, weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        rows = seen.reshape(-1, seen.shape[3])  # of more dimensions, torch would multiply one by one where none learns
+        found = functional.linear(rows, weight.flatten(1), self.bias)
+        return found.view(len(images), height, width, len(weight)).permute(0, 3, 1, 2)
