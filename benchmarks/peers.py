@@ -7,39 +7,34 @@
 
 All get the same folder with train/ and val/, a fifth of each class, and the same weights: a run's, or a file of
 torchvision's names. Each is a process of its own, in turns: the script in peers/ that its user writes by its
-documentation. Seconds are from its start until the model is trained and evaluated, memory is the largest sum of PSS over
-its processes, and each ends with the class that it takes each picture in val/ for, which are counted here, alike for all.
-What each gave is kept in raw/ beside the table: the same command trains what is missing, and writes the table again.
+documentation. Each ends with the class that it takes each picture in val/ for, and these are counted here, alike for
+all. What each gave is kept in raw/ beside the table: the same command trains what is missing, and writes it again.
 """
 
 import argparse
-import ast
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
-from math import isinf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from time import perf_counter
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from table import provenance, publish
+from table import publish
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "peers")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().with_name("peers")))
 
+from outcome import code_lines, page
 from task import BEGINS, EVALUATED, Task
 from trials import Row, read_rows, write_rows
 
@@ -51,8 +46,8 @@ from plumage.hardware.device import Machine, choose_device, choose_precision
 from plumage.hardware.environment import environment
 from plumage.models.weights import load_file, state_dict_of
 from plumage.recipe import is_birds
-from plumage.report.statistics import Difference, difference_over_seeds, mean_over
 
+SCRIPTS = Path(__file__).resolve().with_name("peers")
 # the package of each, and the epochs it is given
 PEERS = {
     "plumage": ("plumage", (5, 15)),
@@ -63,33 +58,13 @@ PEERS = {
     "plain": ("torch", (5, 15)),
 }
 COMMANDS = ("plumage", "ultralytics")  # a line in a terminal, and no script
-MARK = "# benchmark"
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "HF_HUB_OFFLINE": "1"}
-LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 DECIDES = ("data", "pictures", "start", "side", "peer", "epochs", "seed")  # of a row: which training it is of
 
 
-class Cell(NamedTuple):
-    """The rows of a peer after so many epochs, by seed."""
-
-    peer: str
-    epochs: int
-    rows: dict[int, Row]
-
-    def mean(self, name: str) -> Difference:
-        return mean_over([row[name] for row in self.rows.values()])
-
-    @property
-    def accuracies(self) -> dict[int, float]:
-        return {seed: 100 * row["accuracy"] for seed, row in self.rows.items()}
-
-    def __str__(self) -> str:
-        return f"{self.peer}, {self.epochs} epochs: {100 * self.mean('accuracy').value:.2f} %"
-
-
 def make_folder(data: str, folder: Path) -> list[int]:
-    """Copy pictures into ``folder``/train and /val, a fifth of each class, drawn by seed 0. Return how many are in each.
+    """Copy pictures into ``folder``/train and /val, a fifth of each class, by seed 0. Return how many are in each.
 
     data: a folder with a folder for each class, or birds. Raises UserError where there is nothing to learn from.
     """
@@ -117,26 +92,6 @@ def take_weights(start: str, file: Path) -> str:
     return f"{Path(start).name}, SHA-256 {hashlib.sha256(given.read_bytes()).hexdigest()[:8]}"
 
 
-def code_lines(source: str) -> int:
-    """Count the lines that hold code, but for docstrings and the statements that end with MARK."""
-    left_out, code, marked = set[int](), set[int](), set[int]()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            marked |= {token.start[0]} if token.string.startswith(MARK) else set()
-        elif token.type not in LAYOUT:
-            code |= {*range(token.start[0], token.end[0] + 1)}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            lines = {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
-            text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            left_out |= lines if text or lines & marked else set()
-    return len(code - left_out - marked)
-
-
-def lines_of(peer: str) -> int:
-    return 1 if peer in COMMANDS else code_lines((HERE / "peers" / f"use_{peer}.py").read_text(encoding="utf-8"))
-
-
 def accuracy_of(predictions: Path, val: Path) -> float:
     """Return the share of the pictures in ``val`` that are taken for the class of their folder."""
     found = json.loads(predictions.read_text(encoding="utf-8"))
@@ -161,7 +116,7 @@ def watch(number: int, ended: Event, peak: list[int]) -> None:
 
 def measured(peer: str, task: Task) -> Row | None:
     """Run the script of ``peer``, and return what was measured; None where it failed."""
-    script, errors = HERE / "peers" / f"use_{peer}.py", task.folder / "errors.txt"
+    script, errors = SCRIPTS / f"use_{peer}.py", task.folder / "errors.txt"
     begin, seconds, log, ended, peak = perf_counter(), 0.0, list[str](), Event(), [0]
     with errors.open("wb") as file:
         own = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(task.folder)}
@@ -187,7 +142,8 @@ def measured(peer: str, task: Task) -> Row | None:
         print(f"{peer} failed with exit code {process.returncode}:", *said[-20:], sep="\n", file=sys.stderr)
         return None
     accuracy = accuracy_of(task.predictions, task.data / "val")
-    return {"accuracy": accuracy, "seconds": seconds, "memory": peak[0], "lines": lines_of(peer), "log": log}
+    lines = 1 if peer in COMMANDS else code_lines(script.read_text(encoding="utf-8"))
+    return {"accuracy": accuracy, "seconds": seconds, "memory": peak[0], "lines": lines, "log": log}
 
 
 def key_of(row: Row) -> str:
@@ -222,88 +178,12 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path) -> list[Row]:
     return [found[key_of(line)] for line in plan if key_of(line) in found]
 
 
-def cells_of(rows: Sequence[Row]) -> list[Cell]:
-    cells: dict[tuple[str, int], Cell] = {}
-    for row in rows:
-        cell = cells.setdefault((row["peer"], row["epochs"]), Cell(row["peer"], row["epochs"], {}))
-        cell.rows[row["seed"]] = row
-    return sorted(cells.values(), key=lambda cell: (list(PEERS).index(cell.peer), cell.epochs))
-
-
-def spread(found: Difference, scale: float = 1, digits: int = 0) -> str:
-    half = "" if isinf(found.high) else f" ± {(found.high - found.value) * scale:.{digits}f}"
-    return f"{found.value * scale:.{digits}f}{half}"
-
-
-def table(cells: Sequence[Cell]) -> Iterator[str]:
-    heads = ("", "epochs", "n", "accuracy, %", "seconds", "memory, GiB", "lines of code")
-    yield f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"
-    for cell in cells:
-        accuracy, seconds = spread(cell.mean("accuracy"), 100, 2), spread(cell.mean("seconds"))
-        rest = f"{spread(cell.mean('memory'), 2**-30, 1)} | {max(row['lines'] for row in cell.rows.values())}"
-        yield f"| {cell.peer} | {cell.epochs} | {len(cell.rows)} | {accuracy} | {seconds} | {rest} |"
-
-
-def best_of(cells: Sequence[Cell]) -> Cell | None:
-    return max(cells, key=lambda cell: cell.mean("accuracy").value, default=None)
-
-
-def duels(cells: Sequence[Cell]) -> Iterator[str]:
-    """Yield, for each budget of seconds at which either has something better, the best of both sides within it."""
-    yield "\n| in at most, s | Plumage | the best of the others | Plumage's lead, points |\n| --- | --- | --- | --- |"
-    before: list[Cell | None] = [None, None]
-    for limit in sorted(cell.mean("seconds").value for cell in cells):
-        inside = [cell for cell in cells if cell.mean("seconds").value <= limit]
-        sides = [best_of([cell for cell in inside if (cell.peer == "plumage") == own]) for own in (True, False)]
-        if sides != before:
-            own, other = before = sides
-            gap = difference_over_seeds(own.accuracies, other.accuracies) if own and other else None
-            yield f"| {limit:.0f} | {own or '–'} | {other or '–'} | {lead(gap) if gap else ''} |"
-
-
-def lead(gap: Difference) -> str:
-    return f"{gap.value:+.2f}" + ("" if isinf(gap.high) else f" ({gap.low:+.2f} to {gap.high:+.2f})")
-
-
-def verdict(cells: Sequence[Cell]) -> str:
-    """Say in which part of the best peer's time Plumage is as good, if it is."""
-    best = best_of([cell for cell in cells if cell.peer != "plumage"])
-    if best is None:
-        return "No peer was measured."
-    goal, taken = best.mean("accuracy").value, best.mean("seconds").value
-    times = [cell.mean("seconds").value for cell in cells if cell.peer == "plumage"]
-    good = [
-        cell.mean("seconds").value for cell in cells if cell.peer == "plumage" and cell.mean("accuracy").value >= goal
-    ]
-    told = f"The best of the others ({best}, {taken:.0f} s)"
-    if good:
-        return f"{told} is reached by Plumage in {min(good) / taken:.2f} of its time."
-    return f"{told} is not reached by Plumage" + (f" in up to {max(times):.0f} s." if times else ".")
-
-
-def text(rows: Sequence[Row]) -> Iterator[str]:
-    one, cells = rows[0], cells_of(rows)
-    train, val = one["pictures"]
-    yield f"# Plumage and its peers on {one['data']}, {'from scratch' if one['start'] == 'scratch' else 'from weights'}\n"
-    yield from dict.fromkeys("\n".join(provenance(row["environment"])) for row in rows)
-    yield f"- Pictures: {train} train and {val} validate, the same for all, at {one['side']} px. Start: {one['start']}"
-    yield "- ± and brackets: 95 % intervals over n seeds by Student's t; a lead is seed by seed. Accuracy: of the"
-    yield "  predictions that each hands in. Seconds: from the command to the evaluated model, with Plumage's report"
-    yield "- Memory: the largest sum of PSS over all processes, looked at twice a second"
-    yield "- Lines: of the user's script with code; no blank ones, comments, docstrings, and none that only the benchmark"
-    yield "  needs, which end with `# benchmark`. A command is one. timm and torchvision keep such a script in their"
-    yield "  repositories, which their packages lack: who clones them writes a command too"
-    yield from table(cells)
-    yield from duels(cells)
-    yield f"\n{verdict(cells)}"
-
-
 def budget(text: str) -> dict[str, list[int]]:
-    """Read ``fastai=5,15``, or ``5,15`` for all."""
+    """Read the epochs of a peer, ``fastai=5,15``, or of all, ``5,15``."""
     peers, _, epochs = text.rpartition("=")
     if peers and peers not in PEERS:
         raise argparse.ArgumentTypeError(f"{peers} is not among {', '.join(PEERS)}")
-    return dict.fromkeys([peers] if peers else PEERS, [int(number) for number in epochs.split(",")])
+    return {peer: [int(number) for number in epochs.split(",")] for peer in ([peers] if peers else PEERS)}
 
 
 def peer_list(text: str) -> list[str]:
@@ -349,7 +229,7 @@ def main() -> None:
         task = Task(data, weights if weights.exists() else None, 0, 0, args.side, Path(name).resolve())
         rows = rows_of(plan, task, raw)
     if rows:
-        publish("\n".join(text(rows)), args.output)
+        publish("\n".join(page(rows)), args.output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Ultralytics' own command: https://docs.ultralytics.com/tasks/classify (its example: 100 epochs, from weights)
 
-``yolo classify train model=yolov8-cls-resnet50.yaml data=FOLDER epochs=N imgsz=SIDE``, with its defaults: batches of 16,
-the optimizer and rate that ``optimizer=auto`` chooses, RandAugment, random erasing. It rounds the side up to a multiple
-of 32, so that 56 becomes 64. ``plots=False``, since plots need a font that it would fetch. Its best epoch is chosen on
-val/. From weights, the network is that of ultralytics_weights.py.
+``yolo classify train model=yolov8-cls-resnet50.yaml data=FOLDER epochs=N imgsz=SIDE``, with its defaults: batches of
+16, the optimizer and rate that ``optimizer=auto`` chooses, RandAugment, random erasing. It rounds the side up to a
+multiple of 32, so that 56 becomes 64. ``plots=False``, since plots need a font that it would fetch. Its best epoch is
+chosen on val/. From weights, the network is that of ultralytics_weights.py.
 """
 
 import subprocess
