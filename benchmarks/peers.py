@@ -121,11 +121,12 @@ def measured(peer: str, task: Task) -> Row | None:
     with errors.open("wb") as file:
         own = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(task.folder)}
         given = {"stdout": subprocess.PIPE, "stderr": file, "cwd": task.folder, "env": own}
-        process = subprocess.Popen([sys.executable, script, *task.arguments], text=True, errors="replace", **given)
+        process = subprocess.Popen([sys.executable, script, *task.arguments], **given)
     watcher = Thread(target=watch, args=(process.pid, ended, peak))
     watcher.start()
     try:
-        for line in map(str.rstrip, process.stdout or ()):
+        for said in process.stdout or ():
+            line = said.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a bar, how it ended
             if line == BEGINS:
                 begin = perf_counter()
             elif line == EVALUATED:

@@ -40,11 +40,11 @@ class Task(NamedTuple):
 
     def begins(self) -> None:
         """Say that what no user of this peer has to prepare is done: here the time begins, not with the script."""
-        print(BEGINS, flush=True)
+        print(f"\n{BEGINS}", flush=True)
 
     def evaluated(self) -> None:
         """Say that the user now has what was asked for: here the time ends."""
-        print(EVALUATED, flush=True)
+        print(f"\n{EVALUATED}", flush=True)
 
     def predicted(self, pictures: Sequence[str | Path], classes: Sequence[str]) -> None:
         """Hand in what the peer takes each picture in ``val`` for."""

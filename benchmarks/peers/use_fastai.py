@@ -2,8 +2,8 @@
 
 Pictures are first resized to twice the side, then augmented and resized on the batch (there: 460 and 224). From weights
 ``fine_tune`` (an epoch of the head alone, then ``fit_one_cycle`` over all), from scratch ``fit_one_cycle`` alone
-(https://docs.fast.ai/callback.schedule.html), with the default rates, batches of 64, Adam and head. Normalised as the
-weights want it, which vision_learner adds by itself with weights of its own.
+(https://docs.fast.ai/callback.schedule.html), with the default rates, batches of 64, Adam and head; fewer pictures than
+a batch are one. Normalised as the weights want it, which vision_learner adds by itself with weights of its own.
 """
 
 import torch
@@ -14,6 +14,7 @@ from fastai.vision.all import (
     accuracy,
     aug_transforms,
     create_body,
+    get_image_files,
     imagenet_stats,
     resnet50,
     set_seed,
@@ -26,8 +27,9 @@ def main():
     task = read_task()  # benchmark
     set_seed(task.seed)
     views = [*aug_transforms(size=task.side), Normalize.from_stats(*imagenet_stats)]
+    batch = min(64, len(get_image_files(task.data / "train")))
     dls = ImageDataLoaders.from_folder(
-        task.data, train="train", valid="val", item_tfms=Resize(2 * task.side), batch_tfms=views
+        task.data, train="train", valid="val", bs=batch, item_tfms=Resize(2 * task.side), batch_tfms=views
     )
     learn = vision_learner(dls, resnet50, pretrained=False, metrics=accuracy)
     if task.weights:  # benchmark

@@ -2,7 +2,7 @@
 
 All values are that script's defaults: SGD with Nesterov momentum, rate 0.1 × batch / 256, batches of 128, decay 2e-5,
 cosine over epochs after a warm-up of 5 (of 300 epochs; of fewer than 20, a quarter), label smoothing 0.1, random
-resized crops, flips and colour jitter, float32. Where there are fewer pictures than a batch, they are one.
+resized crops, flips and colour jitter, float32, a worker for each core (there 4). Fewer pictures than a batch are one.
 The script is in timm's repository, not in its package: who clones it writes one command instead of this.
 """
 
@@ -45,7 +45,7 @@ def main():
     ).to(device)
     config = resolve_data_config({"input_size": (3, task.side, task.side)}, model=model)
     size, batch = config["input_size"], min(128, len(train))
-    shared = {"mean": config["mean"], "std": config["std"], "num_workers": os.cpu_count(), "device": device}
+    shared = {"mean": config["mean"], "std": config["std"], "num_workers": min(4, os.cpu_count()), "device": device}
     learn = create_loader(train, size, batch, is_training=True, interpolation="random", **shared)
     check = create_loader(
         val, size, batch, interpolation=config["interpolation"], crop_pct=config["crop_pct"], **shared

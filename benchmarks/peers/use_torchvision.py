@@ -2,7 +2,7 @@
 
 The defaults of its train.py: SGD of rate 0.1 for the 8 × 32 pictures of eight GPUs, which its README has one scale, so
 0.0125 for the 32 of one; momentum 0.9, decay 1e-4, to a tenth after each third (30 of 90 epochs), random resized crops
-and flips, float32. It is the same from weights: the references have no recipe of their own for that.
+and flips, float32, a worker for each core (there 16). It is the same from weights: there is no other recipe for that.
 The script is in torchvision's repository, not in its package: who clones it writes one command instead of this.
 """
 
@@ -38,7 +38,7 @@ def main():
     view = transforms.Compose([transforms.RandomResizedCrop(task.side), transforms.RandomHorizontalFlip(), *last])
     centre = transforms.Compose([transforms.Resize(task.resize), transforms.CenterCrop(task.side), *last])
     train, val = datasets.ImageFolder(task.data / "train", view), datasets.ImageFolder(task.data / "val", centre)
-    shared = {"batch_size": 32, "num_workers": os.cpu_count(), "pin_memory": device.type == "cuda"}
+    shared = {"batch_size": 32, "num_workers": min(16, os.cpu_count()), "pin_memory": device.type == "cuda"}
     learn, check = DataLoader(train, shuffle=True, **shared), DataLoader(val, **shared)
     model = models.resnet50(num_classes=len(train.classes))
     if task.weights:  # benchmark
