@@ -12,6 +12,8 @@ from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck, ResNet, conv3x3
 from torchvision.ops import Conv2dNormActivation
 
+from plumage.models.convolution import Conv2d
+
 
 def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
     """Build the ResNet called ``name``, initialised by torch's seed: (b, 3, h, w) → (b, classes) logits.
@@ -22,6 +24,9 @@ def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
     model: nn.Module = get_model(base, weights=None, num_classes=classes, zero_init_residual=zero_gamma)
     for tweak in TWEAKS.get(name, ()):
         tweak(model)
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.groups == 1:
+            module.__class__ = Conv2d  # which has the same attributes
     return model.to(memory_format=torch.channels_last)  # the fastest for convolutions in low precision
 
 

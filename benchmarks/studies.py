@@ -1,0 +1,292 @@
+"""When each trick pays: short trainings from pretrained weights and from scratch, one property changed at a time.
+
+    python main.py train --data birds:species=800,pictures=12,seed=1 --preset demo --epochs 12 --smoothing 0 \\
+        --run runs/species
+    python benchmarks/studies.py smoothing --weights runs/species -o benchmarks/results/smoothing-cpu.md
+    python benchmarks/studies.py smoothing -o benchmarks/results/smoothing-scratch-cpu.md
+    python benchmarks/studies.py schedule --weights runs/species -o benchmarks/results/schedule-cpu.md
+    python benchmarks/studies.py rate --weights runs/species -o benchmarks/results/rate-cpu.md
+    python benchmarks/studies.py strong --weights runs/species -o benchmarks/results/strong-cpu.md
+    python benchmarks/studies.py paper -o benchmarks/results/paper-cpu.md
+    python benchmarks/studies.py demo -o benchmarks/results/demo-recipes-cpu.md
+
+The weights are a stand-in for ImageNet's: they know 800 species of birds, and the pictures are of 50 others. With
+--photos FOLDER, of at least 36 pictures for each class, smoothing and strong are also studied on these.
+
+A seed draws which pictures train, which labels are wrong, and the training. Each accuracy is that of the last epoch on
+test pictures, which have chosen nothing. What each trial gave is kept in raw/ beside the table; the same command trains
+what is missing there, goes on where it was stopped, and writes the table anew. Several train at once, each on a core of
+its own (--jobs).
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from math import inf
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from table import provenance, publish
+from trials import VALIDATE, Pictures, Row, Trial, results_of
+
+from plumage.birds.folder import draw_birds
+from plumage.hardware.cores import usable_cores
+from plumage.recipe import as_given
+from plumage.report.statistics import Difference, difference_over_seeds, mean_over, theoretical_gap
+from plumage.report.style import COLOURS, INK, legend, new_axes
+
+Options = dict[str, Any]
+MOST, TEST = 24, 24  # birds of each species that train at most, and that test
+LARGER: Options = {"resize": 64, "crop": 56}  # of pictures that show nothing at 32 px
+
+
+class Setting(NamedTuple):
+    """What is compared: the ``levels``, under the same ``options``.
+
+    chained: each level is compared with the one before; else all with the first.
+    """
+
+    title: str
+    pictures: Pictures
+    options: Options
+    levels: dict[str, Options]
+    chained: bool = False
+
+
+class Begin(NamedTuple):
+    """What a study begins from: options, pictures of birds, and of something else, if given."""
+
+    options: Options
+    birds: Pictures
+    photos: Path | None
+
+
+def smoothing(begin: Begin) -> Iterator[Setting]:
+    """Label smoothing, where one property of how the training begins is another."""
+    levels: dict[str, Options] = {f"{value:g}": {"smoothing": value} for value in (0, 0.05, 0.1, 0.2)}
+    options, birds, photos = begin
+    yield Setting(f"{birds.train} pictures a class, {options['epochs']} epochs", birds, options, levels)
+    for share in (0.05, 0.2):
+        yield Setting(f"{share:.0%} of the training labels wrong", birds._replace(wrong=share), options, levels)
+    for number in (each for each in (3, 6, 24) if each != birds.train):
+        yield Setting(f"{number} pictures a class", birds._replace(train=number), options, levels)
+    for epochs in (5, 60):
+        yield Setting(f"{epochs} epochs", birds, options | {"epochs": epochs}, levels)
+    if photos:
+        yield Setting(f"{photos.name}, 16 pictures a class", Pictures(photos, 16, 18), options | LARGER, levels)
+
+
+def schedule(begin: Begin) -> Iterator[Setting]:
+    """How the rate falls."""
+    levels: dict[str, Options] = {name: {"schedule": name} for name in ("constant", "step", "cosine")}
+    for epochs in (5, 15):
+        yield Setting(f"{epochs} epochs", begin.birds, begin.options | {"epochs": epochs}, levels)
+
+
+def rate(begin: Begin) -> Iterator[Setting]:
+    """The linear scaling rule against one rate for batches of all sizes: the one that it gives for 64 pictures."""
+    levels: dict[str, Options] = {"0.025": {"lr": 0.025}, "auto": {"lr": "auto"}}
+    for size in (16, 32, 64, 128, 256):
+        options = begin.options | {"batch_size": size}
+        yield Setting(f"batches of {size}", begin.birds, options, levels if size != 64 else {"0.025": {"lr": 0.025}})
+
+
+def strong(begin: Begin) -> Iterator[Setting]:
+    """What may make fine-tuning better, each alone."""
+    levels: dict[str, Options] = {
+        "finetune": {},
+        "rate × 2": {"lr": 0.05},
+        "rate / 2": {"lr": 0.0125},
+        "head's rate × 10": {"head_lr_multiplier": 10},
+        "average of weights": {"ema": 0.98},
+        "mixup": {"mixup": 0.2},
+        "resized crops": {"augment": "resized-crop"},
+        "no bias decay": {"bias_decay": False},
+        "decay × 5": {"weight_decay": 5e-4},
+        "frozen for 2 epochs": {"freeze_backbone_epochs": 2},
+    }
+    yield Setting("birds", begin.birds, begin.options, levels)
+    if begin.photos:
+        yield Setting(begin.photos.name, Pictures(begin.photos, 16, 18), begin.options | LARGER, levels)
+
+
+def demo(begin: Begin) -> Iterator[Setting]:
+    """The first command of the README, by other recipes that take about as long."""
+    before: Options = {"resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 5, "warmup_epochs": 1}
+    large = before | {"batch_size": 64, "lr": 0.2, "epochs": 8}
+    small = large | {"resize": 56, "crop": 48, "epochs": 10}
+    levels = {
+        "5 epochs of 32": before,
+        "7 epochs of 32": before | {"epochs": 7},
+        "8 epochs of 64": large,
+        "48 px, 9 epochs of 32": small | {"batch_size": 32, "lr": 0.1, "epochs": 9},
+        "48 px, 10 epochs of 64": small,
+        "the same, rate 0.1": small | {"lr": 0.1},
+        "the same, decay × 5": small | {"weight_decay": 5e-4},
+        "40 px, 12 epochs of 64": small | {"resize": 48, "crop": 40, "epochs": 12},
+    }
+    yield Setting("200 species", begin.birds._replace(train=MOST), begin.options, levels)
+
+
+def paper(begin: Begin) -> Iterator[Setting]:
+    """Tables 4 to 6 of He et al. 2019 and the augmentations, each line with the options of the one before."""
+    plain: Options = {"zero_gamma": False, "warmup_epochs": 0, "schedule": "step", "smoothing": 0}
+    efficient = plain | {"warmup_epochs": 1, "zero_gamma": True, "bias_decay": False}
+    best = efficient | {"model": "resnet50d", "schedule": "cosine"}
+    smoothed = best | {"smoothing": 0.1}
+    distilled = smoothed | {"teacher": smoothed}
+    tables: dict[str, dict[str, Options]] = {
+        "Table 4, efficient training": {
+            "baseline": plain,
+            "+ warm-up": plain | {"warmup_epochs": 1},
+            "+ zero γ": plain | {"warmup_epochs": 1, "zero_gamma": True},
+            "+ no bias decay": efficient,
+        },
+        "Table 5, model tweaks": {
+            "ResNet-50, the original": efficient | {"model": "resnet50v1"},
+            "ResNet-50-B": efficient,
+            "ResNet-50-C": efficient | {"model": "resnet50c"},
+            "ResNet-50-D": efficient | {"model": "resnet50d"},
+        },
+        "Table 6, refinements": {
+            "ResNet-50-D": efficient | {"model": "resnet50d"},
+            "+ cosine decay": best,
+            "+ label smoothing": smoothed,
+            "+ distillation": distilled,
+            "+ mixup": distilled | {"mixup": 0.2},
+        },
+        "Augmentation, without teacher or mixup": {
+            name: smoothed | {"augment": name} for name in ("crop", "resized-crop", "paper")
+        },
+    }
+    for title, levels in tables.items():
+        yield Setting(title, begin.birds._replace(train=MOST), begin.options, levels, chained=True)
+
+
+STUDIES = {
+    "smoothing": (smoothing, "When label smoothing pays"),
+    "schedule": (schedule, "How the rate falls"),
+    "rate": (rate, "The linear scaling rule"),
+    "strong": (strong, "What may make fine-tuning better"),
+    "demo": (demo, "The demo's recipe"),
+    "paper": (paper, "The bag of tricks"),
+}
+Levels = dict[str, dict[int, Row]]  # by level and seed
+
+
+def values(rows: dict[int, Row], name: str, scale: float = 100) -> dict[int, float]:
+    return {seed: scale * row[name] for seed, row in rows.items()}
+
+
+def spread(numbers: dict[int, float], digits: int = 2) -> str:
+    """Return the mean, and half the width of its 95 % interval by Student's t."""
+    found = mean_over(list(numbers.values()))
+    return f"{found.value:.{digits}f}" + (f" ± {found.high - found.value:.{digits}f}" if found.high < inf else "")
+
+
+def differences(levels: Levels, chained: bool) -> dict[str, Difference]:
+    """Return how far each level's accuracy lies from the first's, or from that of the one before, in points."""
+    names = list(levels)
+    bases = names[:-1] if chained else names[:1] * (len(names) - 1)
+    accuracies = {name: values(rows, "accuracy") for name, rows in levels.items()}
+    pairs = zip(names[1:], bases, strict=True)
+    gaps = {name: difference_over_seeds(accuracies[name], accuracies[base]) for name, base in pairs}
+    return {name: gap for name, gap in gaps.items() if gap}
+
+
+def table(found: Sequence[tuple[Setting, Levels]]) -> Iterator[str]:
+    heads = ["", "level", "n", "accuracy, %", "difference, points", "NLL", "NLL, calibrated", "ECE, %"]
+    heads += ["ECE, calibrated, %", "logit gap (in theory)", "AURC, %", "seconds"]
+    yield f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"
+    for setting, levels in found:
+        gaps = differences(levels, setting.chained)
+        for level, rows in levels.items():
+            gap, one = gaps.get(level), next(iter(rows.values()))
+            theory = theoretical_gap(one["classes"], one["recipe"]["smoothing"])
+            cells = [setting.title, level, str(len(rows)), spread(values(rows, "accuracy"))]
+            cells += [f"{gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})" if gap else ""]
+            cells += [spread(values(rows, name, 1), 3) for name in ("nll", "calibrated_nll")]
+            cells += [spread(values(rows, name), 1) for name in ("ece", "calibrated_ece")]
+            cells += [spread(values(rows, "logit_gap", 1)) + (f" ({theory:.2f})" if theory else " (∞)")]
+            cells += [spread(values(rows, "aurc")), f"{median(values(rows, 'seconds', 1).values()):.0f}"]
+            yield f"| {' | '.join(cells)} |"
+
+
+def draw(found: Sequence[tuple[Setting, Levels]], file: Path) -> None:
+    """Draw each difference with its interval: a row for each setting, a colour for each level."""
+    gaps = {setting.title: differences(levels, setting.chained) for setting, levels in found if len(levels) > 1}
+    names = list(dict.fromkeys(level for each in gaps.values() for level in each))
+    figure, axes = new_axes("difference of accuracy, points", "", 0.9 + 0.14 * sum(map(len, gaps.values())))
+    for number, level in enumerate(names):
+        rows = [(place, each, list(each).index(level)) for place, each in enumerate(gaps.values()) if level in each]
+        places = [place + 0.8 * ((own + 0.5) / len(each) - 0.5) for place, each, own in rows]
+        shown = [each[level] for _, each, _ in rows]
+        lengths = [[gap.value - gap.low for gap in shown], [gap.high - gap.value for gap in shown]]
+        colour = COLOURS[number % len(COLOURS)]
+        middles = [gap.value for gap in shown]
+        axes.errorbar(middles, places, xerr=lengths, fmt="o", color=colour, capsize=2, markersize=4, label=level)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(gaps)), list(gaps))
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
+    legend(axes)
+    figure.savefig(file, dpi=150)
+
+
+def text(title: str, found: Sequence[tuple[Setting, Levels]], figure: str) -> Iterator[str]:
+    rows = [row for _, levels in found for by_seed in levels.values() for row in by_seed.values()]
+    yield f"# {title}\n"
+    yield from dict.fromkeys("\n".join(provenance(row["environment"])) for row in rows)
+    shared = set.intersection(*({as_given(*option) for option in row["options"].items()} for row in rows))
+    yield f"- Options of all: `{' '.join(sorted(shared))}`"
+    yield "- ± and brackets: 95 % intervals over n seeds by Student's t. A difference is seed by seed, to the"
+    yield f"  {'line before' if found[0][0].chained else 'first level'}"
+    yield "- Accuracy: of the last epoch, on test pictures; the balanced one is the same, since each class has as many."
+    yield "  Calibrated: each half by the other's temperature. AURC: area under the risk–coverage curve, calibrated."
+    yield "  Seconds: median of all epochs together, on one core while others train beside it"
+    for setting, levels in found:
+        one = next(iter(next(iter(levels.values())).values()))
+        train = one["classes"] * setting.pictures.train
+        yield f"- {setting.title}: {one['classes']} classes, {train} training and {one['n']} test pictures"
+    yield from table(found)
+    yield f"\n![Differences of accuracy with their intervals]({figure})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--weights", type=Path, metavar="RUN", help="fine-tune from these; else, train from scratch")
+    parser.add_argument("--photos", type=Path, help="a folder with a folder of pictures for each class")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--resize", type=int, default=36)
+    parser.add_argument("--crop", type=int, default=32)
+    parser.add_argument("--minutes", type=float, default=inf, help="begin no other training after so many")
+    parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else usable_cores())
+    parser.add_argument("--folder", type=Path, default=Path("runs/studies"), help="for what is in between")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    (study, title), species = STUDIES[args.study], 200 if args.study == "demo" else 50
+    birds = args.folder / f"birds-{species}"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not birds.exists():
+        draw_birds(birds, species, MOST + TEST + VALIDATE, 0, usable_cores())
+    start = {"preset": "finetune", "weights": str(args.weights)} if args.weights else {"preset": "demo"}
+    options = start | {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
+    settings = list(study(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))
+    lines = [(setting, level, seed) for seed in args.seeds for setting in settings for level in setting.levels]
+    trials = [Trial(setting.pictures, setting.options | setting.levels[level], seed) for setting, level, seed in lines]
+    raw = args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
+    rows = results_of(trials, raw, args.folder, args.jobs, args.minutes)
+    by_setting: dict[str, Levels] = {setting.title: {} for setting in settings}
+    for (setting, level, seed), row in zip(lines, rows, strict=True):
+        if row:
+            by_setting[setting.title].setdefault(level, {})[seed] = row
+    found = [(setting, by_setting[setting.title]) for setting in settings if by_setting[setting.title]]
+    draw(found, args.output.with_suffix(".png"))
+    publish("\n".join(text(title, found, f"{args.output.stem}.png")), args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Convolutions of maps of a few pixels, as they are deep in a network that small pictures go through."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MOST = {1: 4, 3: 2}  # by the kernel's side, pixels: of larger maps than this, matrix products gain nothing or lose
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, which on a CPU computes small maps as one matrix product: the same but for rounding.
+
+    There oneDNN's convolutions take 1.1 to 20 times as long, most where a map is a single pixel: a training step of
+    ResNet-50 takes 1.5 times as long at 32 px, and 1.2 times at 56 (benchmarks/results/convolution-cpu.md). Compiled or
+    exported, it is a plain convolution.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cpu and self._is_small(input) and not torch.compiler.is_compiling():
+            return self._multiply(input)
+        return super().forward(input)
+
+    def _is_small(self, input: Tensor) -> bool:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        return (max(input.shape[2:]) - 1) // stride < MOST.get(kernel, 0)
+
+    def _multiply(self, input: Tensor) -> Tensor:
+        """Lay out what each output pixel sees as a row, and multiply: (b, c, h, w) → (b, channels, h', w')."""
+        kernel, stride, pad = self.kernel_size[0], self.stride[0], self.kernel_size[0] // 2
+        images, weight = input.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
+        height, width = ((side - 1) // stride + 1 for side in images.shape[1:3])
+        if kernel == 1:
+            seen = images[:, ::stride, ::stride]
+        elif height == width == 1:  # all of the picture, and no more of the kernel than meets it
+            weight = weight[:, pad : pad + images.shape[1], pad : pad + images.shape[2]]
+            seen = images.flatten(1)[:, None, None]
+        else:
+            padded = functional.pad(images, (0, 0, pad, pad, pad, pad))
+            down, right = (slice(stride * (side - 1) + 1) for side in (height, width))
+            shifts = [padded[:, row:, column:] for row in range(kernel) for column in range(kernel)]
+            seen = torch.cat([shift[:, down, right][:, ::stride, ::stride] for shift in shifts], dim=3)
+        return functional.linear(seen, weight.flatten(1), self.bias).permute(0, 3, 1, 2)
