@@ -22,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 import torch
@@ -158,14 +159,20 @@ def missing(peers: Sequence[str]) -> Iterator[str]:
             yield peer
 
 
-def rows_of(plan: Sequence[Row], tasks: Task, raw: Path) -> list[Row]:
-    """Return a row for each line of ``plan``, in its order: those that ``raw`` has, and others measured now."""
-    found = {key_of(row): row for row in read_rows(raw)}
+def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -> list[Row]:
+    """Return a row for each line of ``plan``, in its order: those that ``raw`` has, and others measured now.
+
+    minutes: after so many no other is begun. Those, and what failed, have no row.
+    """
+    begun, found = monotonic(), {key_of(row): row for row in read_rows(raw)}
+    write_rows(raw, list(found.values()), "wt")  # what a stop cut short is gone
     device = choose_device("auto")
     here = environment(Machine(device, choose_precision("auto", device), compile=False))
     here = {name: value for name, value in here.items() if name not in ("command", "started")}
     here["packages"] |= {name: version(name) for name, _ in PEERS.values() if find_spec(name) and name != "plumage"}
     for line in (line for line in plan if key_of(line) not in found):
+        if monotonic() >= begun + 60 * minutes:
+            break
         with TemporaryDirectory(dir=tasks.folder) as name:
             task = tasks._replace(epochs=line["epochs"], seed=line["seed"], folder=Path(name))
             row = measured(line["peer"], task)
@@ -176,6 +183,7 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path) -> list[Row]:
             write_rows(raw, [row], "at")
             told = f"{row['accuracy']:.2%}, {row['seconds']:.0f} s, {row['memory'] / 2**30:.1f} GiB"
             print(f"{row['peer']}, {row['epochs']} epochs, seed {row['seed']}: {told}", file=sys.stderr, flush=True)
+    write_rows(raw, list(found.values()), "wt")  # line by line it is larger
     return [found[key_of(line)] for line in plan if key_of(line) in found]
 
 
@@ -201,6 +209,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=budget, nargs="*", default=[], metavar="[PEER=]EPOCHS,EPOCHS")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", type=peer_list, default=list(PEERS), help="these, as plumage,fastai")
+    parser.add_argument("--minutes", type=float, default=inf, help="begin no other training after so many")
     parser.add_argument("--folder", type=Path, help="where all lies that is in between, and is taken away again")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -228,7 +237,7 @@ def main() -> None:
             if turn < len(epochs[peer])
         ]
         task = Task(data, weights if weights.exists() else None, 0, 0, args.side, Path(name).resolve())
-        rows = rows_of(plan, task, raw)
+        rows = rows_of(plan, task, raw, args.minutes)
     if rows:
         publish("\n".join(page(rows)), args.output)
 

@@ -109,6 +109,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, peers, monkeypa
     task = peers.Task(tmp_path, None, 0, 0, 32, tmp_path)
     first = peers.rows_of(plan[:2], task, tmp_path / "raw.jsonl.gz")
     assert [row["peer"] for row in first] == ["plumage"]
+    assert peers.rows_of(plan, task, tmp_path / "raw.jsonl.gz", minutes=0) == first
     assert peers.rows_of(plan, task, tmp_path / "raw.jsonl.gz")[0] == first[0]
     assert asked == [("plumage", 2, 0), ("timm", 2, 0), ("timm", 2, 0), ("plumage", 2, 1), ("timm", 2, 1)]
 
