@@ -39,10 +39,10 @@ from outcome import code_lines, page
 from task import BEGINS, EVALUATED, Task
 from trials import Row, read_rows, write_rows
 
-from plumage.birds.folder import draw_birds, parse_birds
+from plumage.birds.folder import draw_species, parse_birds
+from plumage.birds.species import species_list
 from plumage.data.sources import list_samples
 from plumage.errors import UserError
-from plumage.hardware.cores import usable_cores
 from plumage.hardware.device import Machine, choose_device, choose_precision
 from plumage.hardware.environment import environment
 from plumage.models.weights import load_file, state_dict_of
@@ -71,8 +71,10 @@ def make_folder(data: str, folder: Path) -> list[int]:
     """
     source = Path(data)
     if is_birds(data):
-        source = folder.with_name("drawn")
-        draw_birds(source, **parse_birds(data), workers=usable_cores())
+        source, wanted = folder.with_name(f"{folder.name}-drawn"), parse_birds(data)
+        source.mkdir()
+        for bird in species_list(wanted["species"], wanted["seed"]):
+            draw_species(bird, source, wanted["pictures"], wanted["seed"])
     samples, rng = list_samples(source), np.random.default_rng(0)
     usable = np.array([path.lower().endswith(READ_BY_ALL) for path in samples.paths])
     for label, name in enumerate(samples.classes):

@@ -90,6 +90,7 @@ def test_all_get_the_same_folder_with_a_fifth_of_each_class_to_validate(tmp_path
     assert one == other
     assert Counter(path.rpartition("/")[0] for path in one) == {"train/a": 8, "val/a": 2, "train/b": 3, "val/b": 1}
     assert len({content for path, content in one.items() if "/a/" in path}) == 10
+    assert peers.make_folder("birds:species=2,pictures=5", tmp_path / "birds") == [8, 2]
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, peers, monkeypatch):
