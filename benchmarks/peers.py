@@ -1,0 +1,248 @@
+"""Plumage beside what people would use instead: accuracy against seconds, memory, and the code that the user writes.
+
+    pip install -e ".[peers]"
+    python benchmarks/peers.py --start scratch -o benchmarks/results/peers-birds-scratch-cpu.md
+    python benchmarks/peers.py --start runs/species -o benchmarks/results/peers-birds-weights-cpu.md
+    python benchmarks/peers.py --data FOLDER --start runs/species -o benchmarks/results/peers-FOLDER-weights-cpu.md
+
+All get the same folder with train/ and val/, a fifth of each class, and the same weights: a run's, or a file of
+torchvision's names. Each is a process of its own, in turns: the script in peers/ that its user writes by its
+documentation. Each ends with the class that it takes each picture in val/ for, and these are counted here, alike for
+all. What each gave is kept in raw/ beside the table: the same command trains what is missing, and writes it again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from time import monotonic, perf_counter
+
+import numpy as np
+import torch
+from table import publish
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().with_name("peers")))
+
+from outcome import code_lines, page
+from task import BEGINS, EVALUATED, Task
+from trials import Row, read_rows, write_rows
+
+from plumage.birds.folder import draw_species, parse_birds
+from plumage.birds.species import species_list
+from plumage.data.sources import list_samples
+from plumage.errors import UserError
+from plumage.hardware.device import Machine, choose_device, choose_precision
+from plumage.hardware.environment import environment
+from plumage.models.weights import load_file, state_dict_of
+from plumage.recipe import is_birds
+
+SCRIPTS = Path(__file__).resolve().with_name("peers")
+# the package of each, and the epochs it is given
+PEERS = {
+    "plumage": ("plumage", (5, 15)),
+    "fastai": ("fastai", (5, 15)),
+    "ultralytics": ("ultralytics", (5, 20)),
+    "timm": ("timm", (5, 15)),
+    "torchvision": ("torchvision", (5, 15)),
+    "plain": ("torch", (5, 15)),
+}
+COMMANDS = ("plumage", "ultralytics")  # a line in a terminal, and no script
+READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "HF_HUB_OFFLINE": "1"}
+DECIDES = ("data", "pictures", "start", "side", "peer", "epochs", "seed")  # of a row: which training it is of
+
+
+def make_folder(data: str, folder: Path) -> list[int]:
+    """Copy pictures into ``folder``/train and /val, a fifth of each class, by seed 0. Return how many are in each.
+
+    data: a folder with a folder for each class, or birds. Raises UserError where there is nothing to learn from.
+    """
+    source = Path(data)
+    if is_birds(data):
+        source, wanted = folder.with_name(f"{folder.name}-drawn"), parse_birds(data)
+        source.mkdir()
+        for bird in species_list(wanted["species"], wanted["seed"]):
+            draw_species(bird, source, wanted["pictures"], wanted["seed"])
+    samples, rng = list_samples(source), np.random.default_rng(0)
+    usable = np.array([path.lower().endswith(READ_BY_ALL) for path in samples.paths])
+    for label, name in enumerate(samples.classes):
+        own = rng.permutation(np.flatnonzero((samples.labels == label) & usable))
+        for number, row in enumerate(own if len(own) > 1 else ()):
+            file = samples.root / samples.paths[row]
+            side = "val" if number < max(1, round(len(own) / 5)) else "train"
+            (folder / side / name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / side / name / f"{number:05d}{file.suffix.lower()}")
+    return [sum(1 for _ in (folder / side).glob("*/*")) for side in ("train", "val")]
+
+
+def take_weights(start: str, file: Path) -> str:
+    """Write the weights of ``start``, a run or a file, without the last layer. Return what to call them."""
+    given = Path(start) / "checkpoints" / "best.pt" if Path(start).is_dir() else Path(start)
+    state = state_dict_of(load_file(given))
+    torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, file)
+    return f"{Path(start).name}, SHA-256 {hashlib.sha256(given.read_bytes()).hexdigest()[:8]}"
+
+
+def accuracy_of(predictions: Path, val: Path) -> float:
+    """Return the share of the pictures in ``val`` that are taken for the class of their folder."""
+    found = json.loads(predictions.read_text(encoding="utf-8"))
+    true = {path.relative_to(val).as_posix(): path.parent.name for path in val.glob("*/*")}
+    assert found.keys() == true.keys(), "each picture has a prediction"
+    return sum(found[path] == name for path, name in true.items()) / len(true)
+
+
+def watch(number: int, ended: Event, peak: list[int]) -> None:
+    """Keep the largest sum of the memory of a process and of those that it started, in bytes, in ``peak``."""
+    import psutil  # noqa: PLC0415 (of the extra)
+
+    while not ended.wait(0.5):
+        total = 0
+        with suppress(psutil.Error):
+            process = psutil.Process(number)
+            for each in (process, *process.children(recursive=True)):
+                with suppress(psutil.Error):
+                    total += each.memory_full_info().pss
+        peak[0] = max(peak[0], total)
+
+
+def measured(peer: str, task: Task) -> Row | None:
+    """Run the script of ``peer``, and return what was measured; None where it failed."""
+    script, errors = SCRIPTS / f"use_{peer}.py", task.folder / "errors.txt"
+    begin, seconds, log, ended, peak = perf_counter(), 0.0, list[str](), Event(), [0]
+    with errors.open("wb") as file:
+        own = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(task.folder)}
+        given = {"stdout": subprocess.PIPE, "stderr": file, "cwd": task.folder, "env": own}
+        process = subprocess.Popen([sys.executable, script, *task.arguments], **given)
+    watcher = Thread(target=watch, args=(process.pid, ended, peak))
+    watcher.start()
+    try:
+        for said in process.stdout or ():
+            line = said.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a bar, how it ended
+            if line == BEGINS:
+                begin = perf_counter()
+            elif line == EVALUATED:
+                seconds = perf_counter() - begin
+            elif line:
+                log.append(line)
+        process.wait()
+    finally:
+        process.kill()
+        ended.set()
+        watcher.join()
+    if process.returncode:
+        said = errors.read_text(encoding="utf-8", errors="replace").split("\n")
+        print(f"{peer} failed with exit code {process.returncode}:", *said[-20:], sep="\n", file=sys.stderr)
+        return None
+    accuracy = accuracy_of(task.predictions, task.data / "val")
+    lines = 1 if peer in COMMANDS else code_lines(script.read_text(encoding="utf-8"))
+    return {"accuracy": accuracy, "seconds": seconds, "memory": peak[0], "lines": lines, "log": log}
+
+
+def key_of(row: Row) -> str:
+    return json.dumps([row[name] for name in DECIDES])
+
+
+def missing(peers: Sequence[str]) -> Iterator[str]:
+    for peer in peers:
+        if find_spec(PEERS[peer][0]) is None:
+            print(f'{peer}: is not installed, and left out; pip install -e ".[peers]"', file=sys.stderr)
+            yield peer
+
+
+def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -> list[Row]:
+    """Return a row for each line of ``plan``, in its order: those that ``raw`` has, and others measured now.
+
+    minutes: after so many no other is begun. Those, and what failed, have no row.
+    """
+    begun, found = monotonic(), {key_of(row): row for row in read_rows(raw)}
+    write_rows(raw, list(found.values()), "wt")  # what a stop cut short is gone
+    device = choose_device("auto")
+    here = environment(Machine(device, choose_precision("auto", device), compile=False))
+    here = {name: value for name, value in here.items() if name not in ("command", "started")}
+    here["packages"] |= {name: version(name) for name, _ in PEERS.values() if find_spec(name) and name != "plumage"}
+    for line in (line for line in plan if key_of(line) not in found):
+        if monotonic() >= begun + 60 * minutes:
+            break
+        with TemporaryDirectory(dir=tasks.folder) as name:
+            task = tasks._replace(epochs=line["epochs"], seed=line["seed"], folder=Path(name))
+            row = measured(line["peer"], task)
+        for cache in tasks.data.glob("*.cache"):  # Ultralytics', which its next training would find
+            cache.unlink()
+        if row:
+            found[key_of(line)] = row = line | row | {"environment": here}
+            write_rows(raw, [row], "at")
+            told = f"{row['accuracy']:.2%}, {row['seconds']:.0f} s, {row['memory'] / 2**30:.1f} GiB"
+            print(f"{row['peer']}, {row['epochs']} epochs, seed {row['seed']}: {told}", file=sys.stderr, flush=True)
+    write_rows(raw, list(found.values()), "wt")  # line by line it is larger
+    return [found[key_of(line)] for line in plan if key_of(line) in found]
+
+
+def budget(text: str) -> dict[str, list[int]]:
+    """Read the epochs of a peer, ``fastai=5,15``, or of all, ``5,15``."""
+    peers, _, epochs = text.rpartition("=")
+    if peers and peers not in PEERS:
+        raise argparse.ArgumentTypeError(f"{peers} is not among {', '.join(PEERS)}")
+    return {peer: [int(number) for number in epochs.split(",")] for peer in ([peers] if peers else PEERS)}
+
+
+def peer_list(text: str) -> list[str]:
+    if unknown := [name for name in text.split(",") if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is not among {', '.join(PEERS)}")
+    return text.split(",")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="birds", help="birds, others as birds:species=50, or a folder of classes")
+    parser.add_argument("--start", default="scratch", help="scratch, or a run or a file whose weights all start from")
+    parser.add_argument("--side", type=int, default=56, help="of the square that networks see, in pixels")
+    parser.add_argument("--budgets", type=budget, nargs="*", default=[], metavar="[PEER=]EPOCHS,EPOCHS")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--only", type=peer_list, default=list(PEERS), help="these, as plumage,fastai")
+    parser.add_argument("--minutes", type=float, default=inf, help="begin no other training after so many")
+    parser.add_argument("--folder", type=Path, help="where all lies that is in between, and is taken away again")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    epochs = {peer: list(own) for peer, (_, own) in PEERS.items()}
+    for each in args.budgets:
+        epochs |= each
+    absent = set(missing(args.only))
+    peers = [peer for peer in args.only if peer not in absent]
+    raw = args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="plumage-peers-", dir=args.folder) as name:
+        data, weights = Path(name).resolve() / "pictures", Path(name).resolve() / "weights.pth"
+        try:
+            pictures = make_folder(args.data, data)
+            start = "scratch" if args.start == "scratch" else take_weights(args.start, weights)
+        except UserError as error:
+            sys.exit(str(error))
+        shared = {"data": args.data if is_birds(args.data) else Path(args.data).resolve().name, "pictures": pictures}
+        shared |= {"start": start, "side": args.side}
+        turns = range(max(len(epochs[peer]) for peer in peers))
+        order = [(seed, turn, peer) for seed in args.seeds for turn in turns for peer in peers]
+        plan = [
+            shared | {"peer": peer, "epochs": epochs[peer][turn], "seed": seed}
+            for seed, turn, peer in order
+            if turn < len(epochs[peer])
+        ]
+        task = Task(data, weights if weights.exists() else None, 0, 0, args.side, Path(name).resolve())
+        rows = rows_of(plan, task, raw, args.minutes)
+    if rows:
+        publish("\n".join(page(rows)), args.output)
+
+
+if __name__ == "__main__":
+    main()
