@@ -13,6 +13,13 @@
 The weights are a stand-in for ImageNet's: they know 800 species of birds, and the pictures are of 50 others. With
 --photos FOLDER, of at least 36 pictures for each class, smoothing and strong are also studied on these.
 
+On a GPU, at 224 px, in about ten minutes:
+
+    python main.py train --data birds:species=800,pictures=12,seed=1 --preset demo --resize 256 --crop 224 \
+        --batch-size 64 --epochs 12 --smoothing 0 --no-report --run runs/species-224 \
+    && for study in smoothing schedule rate; do python benchmarks/studies.py $study --weights runs/species-224 \
+        --resize 256 --crop 224 --minutes 2 -o benchmarks/results/$study-gpu.md; done
+
 A seed draws which pictures train, which labels are wrong, and the training. Each accuracy is that of the last epoch on
 test pictures, which have chosen nothing. What each trial gave is kept in raw/ beside the table; the same command trains
 what is missing there, goes on where it was stopped, and writes the table anew. Several train at once, each on a core of
