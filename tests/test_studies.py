@@ -153,3 +153,24 @@ def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, n
         recipes = {Recipe.create(each | {"teacher": str(bool(each.get("teacher")))}) for each in options}
         assert len(recipes) == len(setting.levels)
     assert len({setting.title for setting in settings}) == len(settings)
+
+
+def test_the_demos_table(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    demo = importlib.import_module("demo")
+    about = {"gpu": None, "threads": 2, "cpu": "some", "python": "3.11", "packages": {}, "git_commit": "0123456789"}
+    about |= {"platform": "here", "precision": "bf16"}
+    accuracies = {0: [0.5, 0.9, 0.8], 1: [0.1, 0.2, 0.96]}
+    rows = [
+        {
+            "seed": seed,
+            "seconds": 100.0 + seed,
+            "environment": about,
+            "history": [{"val_accuracy": value, "seconds": 10.0} for value in values],
+        }
+        for seed, values in accuracies.items()
+    ]
+    lines = list(demo.text(rows, ["--epochs", "3"]))
+    assert "| 0 | 90.00 | 100 | 30 | 3 |" in lines
+    assert lines[-1] == "| all, n = 2 | 93.00 ± 4.24 | 100 ± 1 | 30 ± 0 | |"  # 6 / √2
+    assert any("--smoothing 0.1 --seed S --epochs 3" in line for line in lines)
