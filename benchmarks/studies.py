@@ -34,7 +34,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from table import provenance, publish
+from table import alike, provenance, publish
 from trials import VALIDATE, Pictures, Row, Trial, results_of
 
 from plumage.birds.folder import draw_birds
@@ -71,11 +71,11 @@ class Begin(NamedTuple):
 
 def smoothing(begin: Begin) -> Iterator[Setting]:
     """Label smoothing, where one property of how the training begins is another."""
-    levels: dict[str, Options] = {f"{value:g}": {"smoothing": value} for value in (0, 0.05, 0.1, 0.2)}
+    levels: dict[str, Options] = {f"ε = {value:g}": {"smoothing": value} for value in (0, 0.05, 0.1, 0.2)}
     options, birds, photos = begin
     yield Setting(f"{birds.train} pictures a class, {options['epochs']} epochs", birds, options, levels)
     for share in (0.05, 0.2):
-        yield Setting(f"{share:.0%} of the training labels wrong", birds._replace(wrong=share), options, levels)
+        yield Setting(f"{share * 100:g} % of the training labels wrong", birds._replace(wrong=share), options, levels)
     for number in (each for each in (3, 6, 24) if each != birds.train):
         yield Setting(f"{number} pictures a class", birds._replace(train=number), options, levels)
     for epochs in (5, 60):
@@ -244,7 +244,8 @@ def draw(found: Sequence[tuple[Setting, Levels]], file: Path) -> None:
 def text(title: str, found: Sequence[tuple[Setting, Levels]], figure: str) -> Iterator[str]:
     rows = [row for _, levels in found for by_seed in levels.values() for row in by_seed.values()]
     yield f"# {title}\n"
-    yield from dict.fromkeys("\n".join(provenance(row["environment"])) for row in rows)
+    for environment in alike(row["environment"] for row in rows):
+        yield from provenance(environment)
     shared = set.intersection(*({as_given(*option) for option in row["options"].items()} for row in rows))
     yield f"- Options of all: `{' '.join(sorted(shared))}`"
     yield "- ± and brackets: 95 % intervals over n seeds by Student's t. A difference is seed by seed, to the"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import isinf
 from typing import Any, NamedTuple
 
-from table import provenance
+from table import alike, provenance
 
 from plumage.report.statistics import Difference, difference_over_seeds, mean_over
 
@@ -130,7 +130,8 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     train, val = one["pictures"]
     start = "from scratch" if one["start"] == "scratch" else "from weights"
     yield f"# Plumage and its peers on {one['data']}, {start}\n"
-    yield from dict.fromkeys("\n".join(provenance(row["environment"])) for row in rows)
+    for environment in alike(row["environment"] for row in rows):
+        yield from provenance(environment)
     yield f"- Pictures: {train} train and {val} validate, the same for all, at {one['side']} px. Start: {one['start']}"
     yield HOW
     yield from table(cells)
