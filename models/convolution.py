@@ -10,9 +10,9 @@ MOST = {1: 4, 3: 2}  # by the kernel's side, pixels: of larger maps than this, m
 class Conv2d(nn.Conv2d):
     """torch's, which on a CPU computes small maps as one matrix product: the same but for rounding.
 
-    There oneDNN's convolutions take 1.1 to 20 times as long, most where a map is a single pixel: a training step of
-    ResNet-50 takes 1.5 times as long at 32 px, and 1.2 times at 56 (benchmarks/results/convolution-cpu.md). Compiled or
-    exported, it is a plain convolution.
+    oneDNN's convolutions lose most where a map is a single pixel. In bfloat16, a whole training step of ResNet-50 is
+    1.55 times as fast at 32 px, and 1.2 times at 56 (benchmarks/results/convolution-cpu.md). Compiled or exported, it
+    is a plain convolution.
     """
 
     def forward(self, input: Tensor) -> Tensor:
