@@ -1,7 +1,8 @@
 """The README's first command, from an empty folder to its accuracy and report.
 
     python benchmarks/demo.py -o benchmarks/results/demo-cpu.md
-    python benchmarks/demo.py -o benchmarks/results/demo-before-cpu.md -- --resize 64 --crop 56 --batch-size 32
+    python benchmarks/demo.py -o benchmarks/results/demo-before-cpu.md -- --resize 64 --crop 56 --batch-size 32 \\
+        --lr 0.1 --epochs 5 --warmup-epochs 1
 
 Each seed is a process of its own, one after the other, with a cache of its own: the birds are drawn, decoded and learnt
 from, and evaluation, calibration, suspects and report are made. What follows ``--`` goes to train. The accuracy is that
@@ -9,7 +10,6 @@ of the best epoch on the validation pictures, as the command prints it.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -19,16 +19,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
-from typing import Any
 
 from table import provenance, publish
+from trials import Row, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plumage.rundir.folder import RunDir
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
-Row = dict[str, Any]
 
 
 def run(seed: int, options: Sequence[str], folder: Path) -> Row:
@@ -70,11 +69,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("train", nargs="*", help="options of train")
     args = parser.parse_args()
-    rows = [run(seed, args.train, args.folder) for seed in args.seeds]
-    raw = args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
+    rows, raw = list[Row](), args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
     raw.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(raw, "wt", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    for seed in args.seeds:
+        rows.append(run(seed, args.train, args.folder))
+        write_rows(raw, rows)
     publish("\n".join(text(rows, args.train)), args.output)
 
 

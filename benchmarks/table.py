@@ -10,7 +10,7 @@ from typing import Any
 
 def provenance(now: Mapping[str, Any], **packages: str) -> Iterator[str]:
     """How, on what and with what it was measured. now: as engine.environment has it. packages: versions of others."""
-    hardware = now["gpu"] or f"{now['threads']} threads of {now['cpu']}"
+    hardware = now["gpu"] or f"{now['threads']} thread{'s'[: now['threads'] > 1]} of {now['cpu']}"
     versions = {"Python": now["python"], **now["packages"], **packages}
     commits = ", ".join(commit[:7] for commit in str(now["git_commit"]).split(", "))
     yield f"- Command: `{shlex.join(['python', *sys.argv])}`, commit {commits}"

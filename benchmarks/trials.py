@@ -6,6 +6,7 @@ table can be made again: the recipe, the versions and the hardware, the history,
 
 import csv
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,16 +33,19 @@ from plumage.data.store import Cache
 from plumage.engine.evaluate import evaluate
 from plumage.engine.signals import StopSignals
 from plumage.engine.train import train
+from plumage.files import written_whole
 from plumage.hardware.cores import usable_cores
 from plumage.hardware.device import Machine, choose_device, choose_precision, set_up
 from plumage.hardware.environment import environment
 from plumage.inference.calibration import confidences, cross_fitted, fitted_temperature
 from plumage.inference.rejection import risk_coverage
-from plumage.recipe import Recipe
+from plumage.recipe import Recipe, as_given
 from plumage.rundir.evaluation import Evaluation
 from plumage.rundir.folder import RunDir
 
 Row = dict[str, Any]
+Options = dict[str, Any]
+PLACES = {"data", "labels", "weights", "teacher"}  # of a recipe
 VALIDATE = 2  # pictures of each class, only so that there is a history
 
 
@@ -57,19 +62,48 @@ class Trial(NamedTuple):
     """One training with these ``options`` of the recipe; a ``teacher`` among them is the options of its training."""
 
     pictures: Pictures
-    options: dict[str, Any]
+    options: Options
     seed: int
+
+    def recipe(self, options: Options, **places: str) -> Recipe:
+        given = {name: value for name, value in options.items() if name != "teacher"}
+        return Recipe.create({"data": str(self.pictures.folder), "seed": self.seed, **given, **places})
 
     @property
     def told(self) -> Row:
-        """What it trains, in JSON's types. The place of the pictures, or of the weights to start from, is no part."""
-        pictures = self.pictures._asdict() | {"folder": self.pictures.folder.name}
-        weights = {name: Path(value).name for name, value in self.options.items() if name == "weights"}
-        return {"pictures": pictures, "options": self.options | weights, "seed": self.seed}
+        """What it trains, in JSON's types: of places only the name, of weights only what is in them."""
+        teacher, weights = self.options.get("teacher"), self.recipe(self.options).weights
+        return {
+            "pictures": self.pictures._asdict() | {"folder": self.pictures.folder.name},
+            "recipe": without_places(self.recipe(self.options)),
+            "teacher": without_places(self.recipe(teacher)) if teacher else None,
+            "weights": fingerprint(weights) if Path(weights).exists() else weights,
+            "machine": [machine().device.type, machine().precision],
+        }
+
+
+def without_places(recipe: Recipe) -> Options:
+    return {name: value for name, value in asdict(recipe).items() if name not in PLACES}
+
+
+@cache
+def fingerprint(weights: str) -> str:
+    """Return the beginning of the SHA-256 of a run's best checkpoint, or of a file."""
+    file = Path(weights)
+    return hashlib.sha256((file / "checkpoints" / "best.pt" if file.is_dir() else file).read_bytes()).hexdigest()[:16]
+
+
+def changed(recipe: Options) -> str:
+    """Return the options that are not the defaults, as one writes them."""
+    defaults = asdict(Recipe())
+    return " ".join(as_given(name, value) for name, value in recipe.items() if value != defaults[name])
 
 
 def key_of(told: Row) -> str:
-    return json.dumps([told[name] for name in ("pictures", "options", "seed")], sort_keys=True)
+    """Tell what a row is of. An option that an older one does not know yet has its default."""
+    defaults = without_places(Recipe())
+    recipes = [each and defaults | each for each in (told["recipe"], told["teacher"])]
+    return json.dumps([told["pictures"], told["weights"], told["machine"], *recipes], sort_keys=True)
 
 
 def results_of(trials: Sequence[Trial], file: Path, work: Path, jobs: int, minutes: float = inf) -> list[Row | None]:
@@ -82,29 +116,29 @@ def results_of(trials: Sequence[Trial], file: Path, work: Path, jobs: int, minut
     work.mkdir(parents=True, exist_ok=True)
     keys, found = [key_of(trial.told) for trial in trials], {key_of(row): row for row in read_rows(file)}
     missing = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in found}
-    write_rows(file, list(found.values()), "wt")  # what a stop cut short is gone
+    write_rows(file, list(found.values()))  # what a stop cut short is gone
     for number, row in enumerate(train_all(missing.values(), work, jobs, minutes), 1):
         found[key_of(row)] = row
-        write_rows(file, [row], "at")
-        told = f"{row['pictures']}, {row['options']}, seed {row['seed']}: {row['accuracy']:.2%}"
+        add_row(file, row)
+        told = f"{row['pictures']}, {changed(row['recipe'])}: {row['accuracy']:.2%}"
         print(f"[{number}/{len(missing)}] {told} in {row['seconds']:.0f} s", file=sys.stderr, flush=True)
-    write_rows(file, list(found.values()), "wt")  # line by line it is several times as large
+    write_rows(file, list(found.values()))  # line by line it is several times as large
     return [found.get(key) for key in keys]
 
 
 def train_all(trials: Iterable[Trial], work: Path, jobs: int, minutes: float) -> Iterator[Row]:
     """Yield a row for each trial when it has been measured."""
     begun, waiting, spawn = monotonic(), iter(trials), multiprocessing.get_context("spawn")
-    cores: Any = spawn.Queue()
+    own: Any = spawn.Queue()
     for number in range(jobs):
-        cores.put(sorted(os.sched_getaffinity(0))[number % usable_cores()] if jobs > 1 else None)
-    with ProcessPoolExecutor(jobs, spawn, take_core, (cores,)) as pool:
+        own.put(number if jobs > 1 else None)
+    with ProcessPoolExecutor(jobs, spawn, take_core, (own,)) as pool:
         running = {pool.submit(train_and_measure, trial, work) for trial in islice(waiting, jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             if monotonic() < begun + 60 * minutes:
                 running |= {pool.submit(train_and_measure, trial, work) for trial in islice(waiting, len(done))}
-            yield from (task.result() for task in done)
+            yield from (task.result() for task in sorted(done, key=lambda task: task.exception() is not None))
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -117,15 +151,25 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
-def write_rows(file: Path, rows: Sequence[Row], mode: str) -> None:
-    with gzip.open(file, mode, encoding="utf-8") as lines:
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write them whole, or leave what is there."""
+    with written_whole(file) as draft, gzip.open(draft, "wt", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def take_core(cores: Any) -> None:
+def add_row(file: Path, row: Row) -> None:
+    with gzip.open(file, "at", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+
+
+def take_core(own: Any) -> None:
     """Keep this process to a core of its own; what it prints is for nobody."""
-    if (core := cores.get()) is not None:
-        os.sched_setaffinity(0, {core})
+    number = own.get()
+    if number is not None:
+        torch.set_num_threads(1)
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[number % len(cores)]})
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
 
 
@@ -140,21 +184,18 @@ def train_and_measure(trial: Trial, work: Path) -> Row:
     """Train a trial, and measure its last epoch on the test pictures."""
     here, store = machine(), Cache(work / "cache", workers=1)
     with TemporaryDirectory(dir=work) as name:
-        home, options = Path(name), dict(trial.options)
+        home, places = Path(name), {"labels": str(Path(name) / "labels.csv")}
         write_labels(home / "labels.csv", trial.pictures, trial.seed)
-        shared = {"data": str(trial.pictures.folder), "labels": str(home / "labels.csv"), "seed": trial.seed}
-        if teacher := options.pop("teacher", None):
-            train(Recipe.create(shared | teacher), RunDir(home / "teacher"), here, store, StopSignals())
-            options["teacher"] = str(home / "teacher" / "checkpoints" / "last.pt")
-        recipe, run = Recipe.create(shared | options), RunDir(home / "run")
+        if teacher := trial.options.get("teacher"):
+            train(trial.recipe(teacher, **places), RunDir(home / "teacher"), here, store, StopSignals())
+            places["teacher"] = str(home / "teacher" / "checkpoints" / "last.pt")
+        recipe, run = trial.recipe(trial.options, **places), RunDir(home / "run")
         train(recipe, run, here, store, StopSignals())
         evaluation = evaluate(run, here, store, checkpoint="last", split="test")
         history = [dict(row) for row in run.history]
-    places = {"data", "labels", "weights", "teacher", "command", "started"}
-    about = {"recipe": asdict(recipe), "environment": environment(here)}
-    about = {name: {k: v for k, v in each.items() if k not in places} for name, each in about.items()}
+    about = {name: value for name, value in environment(here).items() if name not in ("command", "started")}
     seconds = {"seconds": sum(row["seconds"] for row in history)}
-    return trial.told | measures(evaluation) | seconds | about | {"history": history}
+    return trial.told | measures(evaluation) | seconds | {"environment": about, "history": history}
 
 
 def measures(evaluation: Evaluation) -> dict[str, Any]:

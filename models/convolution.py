@@ -11,9 +11,20 @@ class Conv2d(nn.Conv2d):
     """torch's, which on a CPU computes small maps as one matrix product: the same but for rounding.
 
     oneDNN's convolutions lose most where a map is a single pixel. In bfloat16, a whole training step of ResNet-50 is
-    1.55 times as fast at 32 px, and 1.2 times at 56 (benchmarks/results/convolution-cpu.md). Compiled or exported, it
-    is a plain convolution.
+    1.55 times as fast at 32 px, and 1.2 times at 56; in float32, 1.3 times and the same
+    (benchmarks/results/convolution-cpu.md). Compiled or exported, it is a plain convolution.
     """
+
+    @staticmethod
+    def computes(module: nn.Module) -> bool:
+        """Return whether it is one of torch's, of those that can be computed like this: all of a ResNet are."""
+        return (
+            type(module) is nn.Conv2d
+            and module.kernel_size in ((1, 1), (3, 3))
+            and module.padding == tuple(side // 2 for side in module.kernel_size)
+            and module.stride in ((1, 1), (2, 2))
+            and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cpu and self._is_small(input) and not torch.compiler.is_compiling():

@@ -25,7 +25,7 @@ def build_model(name: str, classes: int, zero_gamma: bool = False) -> nn.Module:
     for tweak in TWEAKS.get(name, ()):
         tweak(model)
     for module in model.modules():
-        if type(module) is nn.Conv2d and module.groups == 1:
+        if Conv2d.computes(module):
             module.__class__ = Conv2d  # which has the same attributes
     return model.to(memory_format=torch.channels_last)  # the fastest for convolutions in low precision
 

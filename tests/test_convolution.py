@@ -53,6 +53,33 @@ def test_a_whole_network_gives_the_same_logits_and_gradients():
         torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), CASES)
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_in_bfloat16_outputs_and_gradients_lie_in_memory_as_torchs(kernel, stride, side):
+    """Else each layer after it would copy them."""
+    own = Conv2d(8, 16, kernel, stride, padding=kernel // 2, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 8, side, side).to(memory_format=torch.channels_last)
+    found = []
+    for kind in (Conv2d, torch.nn.Conv2d):
+        own.__class__ = kind
+        with torch.autocast("cpu", torch.bfloat16):
+            output = own(images)
+        (gradient,) = torch.autograd.grad(output.float().sum(), own.weight)
+        contiguous = [each.is_contiguous(memory_format=torch.channels_last) for each in (output, gradient)]
+        found.append((output.dtype, gradient.dtype, gradient.stride(), contiguous))
+    assert found[0] == found[1]
+    assert found[0][-1] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"padding": 0}, {"padding_mode": "reflect"}, {"dilation": 2, "padding": 2}, {"stride": (2, 1)}, {"groups": 2}],
+)
+def test_what_it_does_not_compute_stays_torchs(other):
+    assert Conv2d.computes(torch.nn.Conv2d(4, 4, 3, padding=1))
+    assert not Conv2d.computes(torch.nn.Conv2d(4, 4, 3, **{"padding": 1, **other}))
+
+
 def test_exported_it_is_a_plain_convolution():
     program = torch.export.export(Conv2d(4, 4, 3, padding=1), (torch.zeros(2, 4, 2, 2),))
     assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [

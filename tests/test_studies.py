@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from conftest import draw_photos
 
-from plumage.recipe import Recipe
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = {"model": "resnet18", "weights": "none", "resize": 36, "crop": 32, "batch_size": 4, "lr": 0.01, "epochs": 1}
 
@@ -27,6 +25,12 @@ def trials(monkeypatch):
 def studies(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module("studies")
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("compared")
 
 
 @pytest.fixture
@@ -76,6 +80,7 @@ def test_trials_are_trained_once_and_kept(tmp_path, trials, folder):
     assert first[0]["history"] != first[1]["history"]
     assert {"accuracy", "nll", "calibrated_nll", "ece", "calibrated_ece", "logit_gap", "aurc"} < first[0].keys()
     assert first[0]["n"] == 12
+    assert first[1]["teacher"]["smoothing"] == 0.1
     assert str(tmp_path) not in gzip.decompress(file.read_bytes()).decode()
     assert not [path for path in work.iterdir() if path.name != "cache"]
     assert trials.results_of([taught, plain], file, work, 1) == first[::-1]  # nothing is trained: equal with seconds
@@ -95,7 +100,7 @@ def test_a_cut_gzip_keeps_its_whole_lines(tmp_path, trials):
     rng = np.random.default_rng(0)
     rows = [{"x": rng.random(300).tolist()} for _ in range(3)]
     for row in rows:
-        trials.write_rows(file, [row], "at")
+        trials.add_row(file, row)
     os.truncate(file, file.stat().st_size - 500)
     assert trials.read_rows(file) == rows[:2]
 
@@ -107,20 +112,36 @@ def test_after_its_minutes_no_other_trial_is_begun(tmp_path, trials, folder):
     assert 0 < len([row for row in rows if row]) < len(made)
 
 
-def levels_of(accuracies):
-    """Return rows of two settings' worth of levels, by level and seed, with these accuracies."""
+def test_other_weights_or_another_preset_are_another_trial(tmp_path, trials, folder):
+    """Also where their names are the same; a place that moved, and an option that was not known yet, are not."""
+    row = trials.Trial(trials.Pictures(folder, 4, 4), TINY, 0).told
+    moved = trials.Pictures(folder.rename(tmp_path / "elsewhere").rename(tmp_path / "photos"), 4, 4)
+    assert trials.key_of(trials.Trial(moved, TINY, 0).told) == trials.key_of(row)
+    older = {**row, "recipe": {name: value for name, value in row["recipe"].items() if name != "best"}}
+    assert trials.key_of(older) == trials.key_of(row)
+    keys = {trials.key_of(trials.Trial(moved, TINY, seed).told) for seed in (0, 1)}
+    for content in (b"one", b"another"):
+        (tmp_path / content.decode()).mkdir()
+        file = tmp_path / content.decode() / "best.pt"
+        file.write_bytes(content)
+        keys.add(trials.key_of(trials.Trial(moved, TINY | {"weights": str(file)}, 0).told))
+    assert len(keys) == 4
+
+
+def compared_of(compared, accuracies, chained=False):
+    """Return what a setting gave, with these accuracies by level and seed."""
     row = {"nll": 1.0, "calibrated_nll": 0.5, "ece": 0.1, "calibrated_ece": 0.05, "logit_gap": 3.0, "aurc": 0.02}
-    row |= {"seconds": 7.4}
-    row |= {"classes": 11, "recipe": {"smoothing": 0.1}}
-    return {
+    row |= {"classes": 11, "recipe": {"smoothing": 0.1}, "seconds": 7.4}
+    levels = {
         level: {seed: row | {"accuracy": accuracy} for seed, accuracy in enumerate(each)}
         for level, each in accuracies.items()
     }
+    return compared.Compared("5 epochs", levels, chained)
 
 
-def test_differences_are_seed_by_seed_with_their_interval(studies):
-    levels = levels_of({"a": [0.5, 0.6, 0.7], "b": [0.51, 0.62, 0.73], "c": [0.5, 0.7, 0.9]})
-    to_first, chained = studies.differences(levels, False), studies.differences(levels, True)
+def test_differences_are_seed_by_seed_with_their_interval(compared):
+    accuracies = {"a": [0.5, 0.6, 0.7], "b": [0.51, 0.62, 0.73], "c": [0.5, 0.7, 0.9]}
+    to_first, chained = (compared_of(compared, accuracies, each).differences("accuracy") for each in (False, True))
     half = 4.303 * 1.0 / 3**0.5  # of 1, 2 and 3 points, whose standard deviation is 1: Student's t of 2 degrees
     assert (to_first["b"].value, to_first["b"].low, to_first["b"].high) == pytest.approx((2, 2 - half, 2 + half))
     assert to_first["c"].value == pytest.approx(10)
@@ -128,30 +149,37 @@ def test_differences_are_seed_by_seed_with_their_interval(studies):
     assert chained.keys() == to_first.keys() == {"b", "c"}
 
 
-def test_the_table_and_the_figure(tmp_path, studies, trials):
-    setting = studies.Setting("5 epochs", trials.Pictures(Path("birds"), 6, 24), {}, {"a": {}, "b": {}})
-    found = [(setting, levels_of({"a": [0.5, 0.6, 0.7], "b": [0.51, 0.62, 0.73]}))]
-    *_, first, second = studies.table(found)
+def test_the_table_and_the_figure(tmp_path, compared):
+    found = [compared_of(compared, {"a": [0.5, 0.6, 0.7], "b": [0.51, 0.62, 0.73]})]
+    *_, first, second = compared.table(found)
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert cells[:5] == ["5 epochs", "a", "3", "60.00 ± 24.84", ""]  # 4.303 × 10 / √3
-    assert cells[-3] == "3.00 (4.50)"  # log(10 × 0.9 / 0.1)
+    assert "3.00 (4.50)" in cells  # log(10 × 0.9 / 0.1)
     assert cells[-1] == "7"
     assert "+2.00 (-0.48 to +4.48)" in second
-    studies.draw(found, tmp_path / "figure.png")
+    compared.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_one_seed_has_no_interval(tmp_path, compared):
+    found = [compared_of(compared, {"a": [0.5], "b": [0.6]})]
+    *_, second = compared.table(found)
+    assert "| +10.00 |" in second
+    assert "inf" not in second
+    compared.draw(found, tmp_path / "figure.png")
 
 
 @pytest.mark.parametrize("name", ["smoothing", "schedule", "rate", "strong", "paper", "demo"])
 def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name):
-    """No two levels of a setting train the same; only a teacher is what two of the paper's lines differ in."""
+    """And no two levels of a setting train the same."""
     preset = "demo" if name in ("paper", "demo") else "finetune"
     start = {"preset": preset, "epochs": 15, "resize": 36, "crop": 32}
     study, _ = studies.STUDIES[name]
     settings = list(study(studies.Begin(start, trials.Pictures(tmp_path / "birds", 6, 24), tmp_path / "photos")))
     for setting in settings:
         options = [setting.options | own for own in setting.levels.values()]
-        recipes = {Recipe.create(each | {"teacher": str(bool(each.get("teacher")))}) for each in options}
-        assert len(recipes) == len(setting.levels)
+        made = [trials.Trial(setting.pictures, each, 0) for each in options]
+        assert len({trials.key_of(trial.told) for trial in made}) == len(setting.levels)
     assert len({setting.title for setting in settings}) == len(settings)
 
 
