@@ -1,5 +1,6 @@
 """What benchmarks/peers.py does itself: the folder, counting, going on, and the table. No peer is needed."""
 
+import ast
 import importlib
 import json
 import os
@@ -13,7 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
+from test_house import ROOMS, modules
 from torchvision.models import resnet50
 from torchvision.transforms.functional import normalize
 
@@ -429,6 +432,35 @@ def test_the_table_says_what_each_computes_in(outcome):
     assert "fp32 for plumage" in page
     assert "bf16" not in page
     assert "ultralytics computes at 224," in page
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (64, 4)])
+def test_the_plain_script_takes_a_worker_for_each_core(tmp_path, peers, monkeypatch, cores, workers):
+    def loader(*_, num_workers, **__):
+        given.append(num_workers)
+        raise KeyboardInterrupt
+
+    script, given = importlib.import_module("use_plain"), []
+    for side in ("train", "val"):
+        (tmp_path / side / "a").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / side / "a" / "0.png")
+    monkeypatch.setattr(script, "read_task", lambda: peers.Task(tmp_path, None, 1, 0, 32, tmp_path))
+    monkeypatch.setattr(script.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch.utils.data, "DataLoader", loader)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert given == [workers]
+
+
+def test_no_code_of_the_product_imports_what_is_only_for_measuring():
+    packages = {"fastai", "ultralytics", "timm", "psutil"}
+    product = [file for room in ROOMS for file in modules(room)]
+    assert ROOT / "engine" / "train.py" in product
+    for file in product:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not packages & {name.partition(".")[0] for name in names}, file
 
 
 def test_epochs_are_of_one_peer_or_of_all(peers):
