@@ -9,6 +9,7 @@ All get the same folder with train/ and val/, a fifth of each class, and the sam
 torchvision's names. Each is a process of its own, in turns: the script in peers/ that its user writes by its
 documentation. Each ends with the class that it takes each picture in val/ for, and these are counted here, alike for
 all. What each gave is kept in raw/ beside the table: the same command trains what is missing, and writes it again.
+The packages are only for measuring, Ultralytics under the AGPL-3.0: no code of the product imports them.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
+from signal import SIG_DFL, SIGHUP, SIGKILL, SIGTERM, getsignal, signal
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from time import monotonic, perf_counter
@@ -35,9 +38,11 @@ from table import publish
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().with_name("peers")))
 
+from memory import Sample, peak, watch
 from outcome import code_lines, page
 from task import BEGINS, EVALUATED, Task
 from trials import Row, read_rows, write_rows
+from use_plumage import recipe_options
 
 from plumage.birds.folder import draw_species, parse_birds
 from plumage.birds.species import species_list
@@ -46,7 +51,7 @@ from plumage.errors import UserError
 from plumage.hardware.device import Machine, choose_device, choose_precision
 from plumage.hardware.environment import environment
 from plumage.models.weights import load_file, state_dict_of
-from plumage.recipe import is_birds
+from plumage.recipe import Recipe, is_birds
 
 SCRIPTS = Path(__file__).resolve().with_name("peers")
 # the package of each, and the epochs it is given
@@ -61,7 +66,8 @@ PEERS = {
 COMMANDS = ("plumage", "ultralytics")  # a line in a terminal, and no script
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "HF_HUB_OFFLINE": "1"}
-DECIDES = ("data", "pictures", "start", "side", "peer", "epochs", "seed")  # of a row: which training it is of
+# of a row: which training it is of, and with what it was made
+DECIDES = ("data", "pictures", "start", "side", "peer", "epochs", "seed", "script", "packages", "hardware", "recipe")
 
 
 def make_folder(data: str, folder: Path) -> list[int]:
@@ -103,55 +109,58 @@ def accuracy_of(predictions: Path, val: Path) -> float:
     return sum(found[path] == name for path, name in true.items()) / len(true)
 
 
-def watch(number: int, ended: Event, peak: list[int]) -> None:
-    """Keep the largest sum of the memory of a process and of those that it started, in bytes, in ``peak``."""
-    import psutil  # noqa: PLC0415 (of the extra)
-
-    while not ended.wait(0.5):
-        total = 0
-        with suppress(psutil.Error):
-            process = psutil.Process(number)
-            for each in (process, *process.children(recursive=True)):
-                with suppress(psutil.Error):
-                    total += each.memory_full_info().pss
-        peak[0] = max(peak[0], total)
-
-
 def measured(peer: str, task: Task) -> Row | None:
-    """Run the script of ``peer``, and return what was measured; None where it failed."""
+    """Run the script of ``peer``, and return what was measured, None where it failed. All it started has ended."""
     script, errors = SCRIPTS / f"use_{peer}.py", task.folder / "errors.txt"
-    begin, seconds, log, ended, peak = perf_counter(), 0.0, list[str](), Event(), [0]
-    with errors.open("wb") as file:
-        own = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(task.folder)}
-        given = {"stdout": subprocess.PIPE, "stderr": file, "cwd": task.folder, "env": own}
-        process = subprocess.Popen([sys.executable, script, *task.arguments], **given)
-    watcher = Thread(target=watch, args=(process.pid, ended, peak))
-    watcher.start()
-    try:
-        for said in process.stdout or ():
-            line = said.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a bar, how it ended
-            if line == BEGINS:
-                begin = perf_counter()
-            elif line == EVALUATED:
-                seconds = perf_counter() - begin
-            elif line:
-                log.append(line)
-        process.wait()
-    finally:
-        process.kill()
-        ended.set()
-        watcher.join()
-    if process.returncode:
+    begin, seconds, log, ended, samples = perf_counter(), 0.0, list[str](), Event(), list[Sample]()
+    given = {"stdout": subprocess.PIPE, "cwd": task.folder, "start_new_session": True}
+    given["env"] = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(task.folder)}
+    with (
+        errors.open("wb") as file,
+        subprocess.Popen([sys.executable, script, *task.arguments], stderr=file, **given) as process,
+    ):
+        watcher = Thread(target=watch, args=(process.pid, ended, samples))
+        watcher.start()
+        try:
+            for said in process.stdout:
+                line = said.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a bar, how it ended
+                if line == BEGINS:
+                    begin = perf_counter()
+                elif line == EVALUATED:
+                    seconds = perf_counter() - begin
+                    ended.set()
+                elif line:
+                    log.append(line)
+            process.wait()
+        finally:
+            with suppress(ProcessLookupError):  # of the group: a command that the script gave, and its workers
+                os.killpg(process.pid, SIGKILL)
+            ended.set()
+            watcher.join()
+    if process.returncode or not seconds or not task.predictions.exists():
         said = errors.read_text(encoding="utf-8", errors="replace").split("\n")
-        print(f"{peer} failed with exit code {process.returncode}:", *said[-20:], sep="\n", file=sys.stderr)
+        why = f"failed with exit code {process.returncode}" if process.returncode else "ended without a result"
+        print(f"{peer} {why}:", *said[-20:], sep="\n", file=sys.stderr)
         return None
-    accuracy = accuracy_of(task.predictions, task.data / "val")
+    accuracy, memory = accuracy_of(task.predictions, task.data / "val"), peak(samples, begin, seconds)
     lines = 1 if peer in COMMANDS else code_lines(script.read_text(encoding="utf-8"))
-    return {"accuracy": accuracy, "seconds": seconds, "memory": peak[0], "lines": lines, "log": log}
+    return {"accuracy": accuracy, "seconds": seconds, "memory": memory, "lines": lines, "log": log}
 
 
 def key_of(row: Row) -> str:
-    return json.dumps([row[name] for name in DECIDES])
+    return json.dumps([row.get(name) for name in DECIDES], sort_keys=True)
+
+
+def made_with(peer: str, task: Task, here: Row) -> Row:
+    """Return what a result of ``peer`` depends on beside the task, in JSON's types. here: the environment."""
+    sources = [file.read_bytes() for file in sorted(SCRIPTS.glob("*.py")) if file.stem == "task" or peer in file.stem]
+    own = {"script": hashlib.sha256(b"".join(sources)).hexdigest()}
+    own |= {"packages": {name: here["packages"].get(name) for name in (PEERS[peer][0], "torch", "torchvision")}}
+    own |= {"hardware": [here[name] for name in ("device", "gpu", "cpu", "threads")], "recipe": None}
+    if peer == "plumage":  # whose script names a preset
+        recipe = asdict(Recipe.create(recipe_options(task)))
+        own["recipe"] = {name: value for name, value in recipe.items() if name not in ("data", "weights")}
+    return own
 
 
 def missing(peers: Sequence[str]) -> Iterator[str]:
@@ -159,6 +168,10 @@ def missing(peers: Sequence[str]) -> Iterator[str]:
         if find_spec(PEERS[peer][0]) is None:
             print(f'{peer}: is not installed, and left out; pip install -e ".[peers]"', file=sys.stderr)
             yield peer
+
+
+def task_of(line: Row, tasks: Task) -> Task:
+    return tasks._replace(epochs=line["epochs"], seed=line["seed"])
 
 
 def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -> list[Row]:
@@ -172,12 +185,12 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -
     here = environment(Machine(device, choose_precision("auto", device), compile=False))
     here = {name: value for name, value in here.items() if name not in ("command", "started")}
     here["packages"] |= {name: version(name) for name, _ in PEERS.values() if find_spec(name) and name != "plumage"}
+    plan = [line | made_with(line["peer"], task_of(line, tasks), here) for line in plan]
     for line in (line for line in plan if key_of(line) not in found):
         if monotonic() >= begun + 60 * minutes:
             break
         with TemporaryDirectory(dir=tasks.folder) as name:
-            task = tasks._replace(epochs=line["epochs"], seed=line["seed"], folder=Path(name))
-            row = measured(line["peer"], task)
+            row = measured(line["peer"], task_of(line, tasks)._replace(folder=Path(name)))
         for cache in tasks.data.glob("*.cache"):  # Ultralytics', which its next training would find
             cache.unlink()
         if row:
@@ -220,26 +233,31 @@ def main() -> None:
         epochs |= each
     absent = set(missing(args.only))
     peers = [peer for peer in args.only if peer not in absent]
+    if not peers or find_spec("psutil") is None:
+        sys.exit('--only: none of them is installed, or psutil is not, which measures; pip install -e ".[peers]"')
     raw = args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
     raw.parent.mkdir(parents=True, exist_ok=True)
+    for number in (SIGTERM, SIGHUP):
+        if getsignal(number) == SIG_DFL:  # nohup's is another
+            signal(number, lambda number, _: sys.exit(128 + number))  # what runs, in a session of its own, is ended too
     with TemporaryDirectory(prefix="plumage-peers-", dir=args.folder) as name:
         data, weights = Path(name).resolve() / "pictures", Path(name).resolve() / "weights.pth"
         try:
             pictures = make_folder(args.data, data)
             start = "scratch" if args.start == "scratch" else take_weights(args.start, weights)
+            shared = {"data": args.data if is_birds(args.data) else Path(args.data).resolve().name}
+            shared |= {"pictures": pictures, "start": start, "side": args.side}
+            turns = range(max(len(epochs[peer]) for peer in peers))
+            order = [(seed, turn, peer) for seed in args.seeds for turn in turns for peer in peers]
+            plan = [
+                shared | {"peer": peer, "epochs": epochs[peer][turn], "seed": seed}
+                for seed, turn, peer in order
+                if turn < len(epochs[peer])
+            ]
+            task = Task(data, weights if weights.exists() else None, 0, 0, args.side, Path(name).resolve())
+            rows = rows_of(plan, task, raw, args.minutes)
         except UserError as error:
             sys.exit(str(error))
-        shared = {"data": args.data if is_birds(args.data) else Path(args.data).resolve().name, "pictures": pictures}
-        shared |= {"start": start, "side": args.side}
-        turns = range(max(len(epochs[peer]) for peer in peers))
-        order = [(seed, turn, peer) for seed in args.seeds for turn in turns for peer in peers]
-        plan = [
-            shared | {"peer": peer, "epochs": epochs[peer][turn], "seed": seed}
-            for seed, turn, peer in order
-            if turn < len(epochs[peer])
-        ]
-        task = Task(data, weights if weights.exists() else None, 0, 0, args.side, Path(name).resolve())
-        rows = rows_of(plan, task, raw, args.minutes)
     if rows:
         publish("\n".join(page(rows)), args.output)
 

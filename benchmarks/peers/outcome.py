@@ -3,6 +3,7 @@
 import ast
 import io
 import tokenize
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isinf
 from typing import Any, NamedTuple
@@ -18,8 +19,12 @@ HOW = """\
 - ± and brackets: 95 % intervals over n seeds by Student's t; a lead is seed by seed
 - Accuracy: of the classes that each hands in for the validation pictures, predicted by the network of the last epoch;
   ultralytics and plain choose the epoch that is best on these very pictures, by their own recipes
+- Precision: each one's default: {precision} for plumage, float32 for the others (ultralytics on a GPU: float16 too)
+- Epochs: from weights, fastai trains one more, of the head alone. Pixels: ultralytics computes at {ultralytics}, a
+  multiple of 32
 - Seconds: from the command to the evaluated model, plumage's with its report
-- Memory: the largest sum of PSS over all processes, looked at twice a second
+- Memory: the largest sum over all processes of these seconds, looked at twice a second, of PSS (where the system does
+  not tell it, of USS or RSS). It is the host's: what lies on a GPU is not counted
 - Lines: of the user's script with code, without blank ones, comments and docstrings, and without what only the
   benchmark needs, which ends with `# benchmark`; a command is one. timm and torchvision keep a script in their
   repositories, which their packages lack: who clones them writes a command too"""
@@ -81,6 +86,14 @@ def cells_of(rows: Sequence[Row]) -> list[Cell]:
     return sorted(cells.values(), key=lambda cell: (peers.index(cell.peer), cell.epochs))
 
 
+def comparable(cells: Sequence[Cell]) -> list[Cell]:
+    """Return those with the seeds that most have, over these alone: means over other seeds are not set beside them."""
+    counts = Counter(frozenset(cell.rows) for cell in cells)
+    seeds = max(counts, key=lambda each: (counts[each], len(each)), default=frozenset[int]())
+    over = [cell for cell in cells if seeds <= cell.rows.keys()]
+    return [cell._replace(rows={seed: cell.rows[seed] for seed in sorted(seeds)}) for cell in over]
+
+
 def spread(found: Difference, scale: float = 1, digits: int = 0) -> str:
     half = "" if isinf(found.high) else f" ± {(found.high - found.value) * scale:.{digits}f}"
     return f"{found.value * scale:.{digits}f}{half}"
@@ -105,6 +118,7 @@ def duels(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield the best of either side within each budget of seconds at which one of them has something better."""
     yield "\n| in at most, s | Plumage | the best of the others | Plumage's lead, points |\n| --- | --- | --- | --- |"
     before: tuple[Cell | None, Cell | None] = (None, None)
+    cells = comparable(cells)
     for limit in sorted(cell.seconds for cell in cells):
         inside = [cell for cell in cells if cell.seconds <= limit]
         own, other = sides = best_of(inside, own=True), best_of(inside, own=False)
@@ -114,15 +128,18 @@ def duels(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def verdict(cells: Sequence[Cell]) -> str:
-    """Say in which part of the best peer's time Plumage is as accurate, if it is."""
-    best = best_of(cells, own=False)
+    """Say in which part of the best peer's time Plumage is as accurate, if it is, and how far ahead or behind it is."""
+    cells = comparable(cells)
+    best, own = best_of(cells, own=False), best_of(cells, own=True)
     if best is None:
         return "No peer was measured."
-    told = f"The best of the others ({best}, {best.seconds:.0f} s)"
-    good = [cell.seconds for cell in cells if cell.peer == "plumage" and cell.accuracy >= best.accuracy]
-    if good:
-        return f"{told} is reached by Plumage in {min(good) / best.seconds:.2f} of its time."
-    return f"{told} is not reached by Plumage."
+    if own is None:
+        return "Plumage was not measured."
+    good = [cell for cell in cells if cell.peer == "plumage" and cell.accuracy >= best.accuracy]
+    first = min(good, key=lambda cell: cell.seconds, default=own)
+    reached = f"is reached by Plumage in {first.seconds / best.seconds:.2f} of its time"
+    told = f"The best of the others ({best}, {best.seconds:.0f} s) {reached if good else 'is not reached by Plumage'}"
+    return f"{told} ({first}: {first.lead(best)} points)."
 
 
 def page(rows: Sequence[Row]) -> Iterator[str]:
@@ -131,9 +148,14 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     start = "from scratch" if one["start"] == "scratch" else "from weights"
     yield f"# Plumage and its peers on {one['data']}, {start}\n"
     for environment in alike(row["environment"] for row in rows):
-        yield from provenance(environment)
+        yield from provenance(environment | {"precision": "each in its own precision"})
     yield f"- Pictures: {train} train and {val} validate, the same for all, at {one['side']} px. Start: {one['start']}"
-    yield HOW
+    own = " or ".join(dict.fromkeys(row["environment"]["precision"] for row in rows))
+    yield HOW.format(precision=own, ultralytics=-(-one["side"] // 32) * 32)
     yield from table(cells)
+    same = comparable(cells)
+    left_out = [f"{cell.peer}, {cell.epochs} epochs" for cell in cells if cell[:2] not in {each[:2] for each in same}]
+    rest = f" Without {'; '.join(left_out)}: not of these seeds." if left_out else ""
+    yield f"\nCompared over the seeds {', '.join(map(str, same[0].rows))}.{rest}"
     yield from duels(cells)
     yield f"\n{verdict(cells)}"

@@ -1,11 +1,12 @@
 """The script people write: https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 
-As the tutorial has it: batches of 4, four workers, SGD of rate 0.001 and momentum 0.9, to a tenth after each 7 epochs,
-random resized crops and flips, float32, and at the end the weights of the epoch that was best on val/. There it is 25
-epochs from ImageNet's weights; from scratch it is the same.
+As the tutorial has it: batches of 4, a worker for each core (there 4), SGD of rate 0.001 and momentum 0.9, to a tenth
+after each 7 epochs, random resized crops and flips, float32, and at the end the weights of the epoch that was best on
+val/. There it is 25 epochs from ImageNet's weights; from scratch it is the same.
 """
 
 import copy
+import os
 
 import torch
 from task import read_task  # benchmark
@@ -36,8 +37,9 @@ def main():
         ),
     }
     image_datasets = {x: datasets.ImageFolder(task.data / x, data_transforms[x]) for x in ("train", "val")}
+    workers = min(4, os.cpu_count())
     dataloaders = {
-        x: torch.utils.data.DataLoader(image_datasets[x], batch_size=4, shuffle=x == "train", num_workers=4)
+        x: torch.utils.data.DataLoader(image_datasets[x], batch_size=4, shuffle=x == "train", num_workers=workers)
         for x in ("train", "val")
     }
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -9,8 +9,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from task import read_task
+from task import Task, read_task
 
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 
@@ -19,13 +20,17 @@ def plumage(*arguments: object) -> None:
     subprocess.run([sys.executable, str(MAIN), *map(str, arguments)], check=True, stdout=sys.stderr)
 
 
+def recipe_options(task: Task) -> dict[str, Any]:
+    start = {"preset": "finetune", "weights": str(task.weights)} if task.weights else {"preset": "demo"}
+    own = {"resize": task.resize, "crop": task.side, "epochs": task.epochs, "seed": task.seed}
+    return {"data": str(task.data)} | start | own
+
+
 def main() -> None:
     task = read_task()
     run, rows = task.folder / "run", task.folder / "rows.jsonl"
-    start = ["--preset", "finetune", "--weights", task.weights] if task.weights else ["--preset", "demo"]
-    sides = ["--resize", task.resize, "--crop", task.side]
-    own = ["--run", run, "--cache", task.folder / "cache", "--epochs", task.epochs, "--seed", task.seed]
-    plumage("train", "--data", task.data, *start, *sides, *own)
+    given = (part for name, value in recipe_options(task).items() for part in (f"--{name}", value))
+    plumage("train", *given, "--run", run, "--cache", task.folder / "cache")
     task.evaluated()
     print((run / "history.jsonl").read_text(encoding="utf-8"))
     plumage("predict", task.data / "val", "--run", run, "--checkpoint", "last", "--format", "jsonl", "-o", rows)
