@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().with_name("peers")))
 from memory import Sample, peak, watch
 from outcome import code_lines, page
 from task import BEGINS, EVALUATED, Task
-from trials import Row, read_rows, write_rows
+from trials import Row, add_row, read_rows, write_rows
 from use_plumage import recipe_options
 
 from plumage.birds.folder import draw_species, parse_birds
@@ -180,7 +180,7 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -
     minutes: after so many no other is begun. Those, and what failed, have no row.
     """
     begun, found = monotonic(), {key_of(row): row for row in read_rows(raw)}
-    write_rows(raw, list(found.values()), "wt")  # what a stop cut short is gone
+    write_rows(raw, list(found.values()))  # what a stop cut short is gone
     device = choose_device("auto")
     here = environment(Machine(device, choose_precision("auto", device), compile=False))
     here = {name: value for name, value in here.items() if name not in ("command", "started")}
@@ -195,10 +195,10 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -
             cache.unlink()
         if row:
             found[key_of(line)] = row = line | row | {"environment": here}
-            write_rows(raw, [row], "at")
+            add_row(raw, row)
             told = f"{row['accuracy']:.2%}, {row['seconds']:.0f} s, {row['memory'] / 2**30:.1f} GiB"
             print(f"{row['peer']}, {row['epochs']} epochs, seed {row['seed']}: {told}", file=sys.stderr, flush=True)
-    write_rows(raw, list(found.values()), "wt")  # line by line it is larger
+    write_rows(raw, list(found.values()))  # line by line it is larger
     return [found[key_of(line)] for line in plan if key_of(line) in found]
 
 
