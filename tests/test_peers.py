@@ -148,7 +148,7 @@ def test_what_another_script_version_recipe_or_machine_has_given_is_measured_aga
     shared = {"data": "photos", "pictures": [4, 1], "start": "scratch", "side": 32, "epochs": 2, "seed": 0}
     plan = [shared | {"peer": peer} for peer in ("plumage", "ultralytics", "timm")]
     old = {"accuracy": 0.1, "seconds": 1.0, "memory": 2**30, "lines": 1, "log": [], "environment": {}}
-    peers.write_rows(tmp_path / "raw.jsonl.gz", [line | old for line in plan], "wt")  # of before this was kept
+    peers.write_rows(tmp_path / "raw.jsonl.gz", [line | old for line in plan])  # of before this was kept
     begin("plumage", "ultralytics", "timm")
     begin()
     for name, of in {"use_timm": ["timm"], "ultralytics_weights": ["ultralytics"], "use_plumage": ["plumage"]}.items():
