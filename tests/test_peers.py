@@ -258,6 +258,7 @@ def test_nothing_that_a_script_started_goes_on_without_it(tmp_path, one_task, pe
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_that_ends_it_ends_what_it_runs_first(tmp_path, peers, monkeypatch, number, code):
     folder = []
+    signal.signal(number, signal.SIG_DFL)  # as in a process of its own
 
     def rows_of(plan, task, raw, minutes):
         folder.append(task.folder)
