@@ -1,6 +1,6 @@
 """The table and the figure of a study: levels compared in several settings, seed by seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isinf
 from pathlib import Path
 from statistics import median
@@ -45,13 +45,14 @@ def values(rows: dict[int, Row], name: str, scale: float = 100) -> dict[int, flo
     return {seed: scale * row[name] for seed, row in rows.items()}
 
 
-def spread(numbers: dict[int, float], digits: int = 2) -> str:
-    """Return the mean, and half the width of its interval."""
-    found = mean_over(list(numbers.values()))
+def spread(numbers: Iterable[float], digits: int = 2) -> str:
+    """Return the mean, and half the width of its interval if there is one."""
+    found = mean_over(list(numbers))
     return f"{found.value:.{digits}f}" + ("" if isinf(found.high) else f" ± {found.high - found.value:.{digits}f}")
 
 
 def bracketed(gap: Difference | None, digits: int = 2) -> str:
+    """Return a difference with its interval if there is one."""
     if gap is None:
         return ""
     ends = "" if isinf(gap.high) else f" ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
@@ -68,14 +69,14 @@ def table(found: Sequence[Compared]) -> Iterator[str]:
         for level, rows in setting.levels.items():
             one = next(iter(rows.values()))
             theory = theoretical_gap(one["classes"], one["recipe"]["smoothing"])
-            cells = [setting.title, level, str(len(rows)), spread(values(rows, "accuracy"))]
+            cells = [setting.title, level, str(len(rows)), spread(values(rows, "accuracy").values())]
             cells += [bracketed(accuracy.get(level))]
-            cells += [spread(values(rows, name, 1), 3) for name in ("nll", "calibrated_nll")]
+            cells += [spread(values(rows, name, 1).values(), 3) for name in ("nll", "calibrated_nll")]
             cells += [bracketed(nll.get(level), 3)]
-            cells += [spread(values(rows, name), 1) for name in ("ece", "calibrated_ece")]
-            cells += [spread(values(rows, "logit_gap", 1)) + (f" ({theory:.2f})" if theory else " (∞)")]
+            cells += [spread(values(rows, name).values(), 1) for name in ("ece", "calibrated_ece")]
+            cells += [spread(values(rows, "logit_gap", 1).values()) + (f" ({theory:.2f})" if theory else " (∞)")]
             seconds = median(row["seconds"] for row in rows.values())
-            cells += [spread(values(rows, "aurc")), bracketed(aurc.get(level)), f"{seconds:.0f}"]
+            cells += [spread(values(rows, "aurc").values()), bracketed(aurc.get(level)), f"{seconds:.0f}"]
             yield f"| {' | '.join(cells)} |"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
 
-from table import provenance, publish
+from table import lasting, provenance, publish
 from trials import Row, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,8 +38,7 @@ def run(seed: int, options: Sequence[str], folder: Path) -> Row:
         own, begun = {**os.environ, "XDG_CACHE_HOME": str(home / "cache")}, perf_counter()
         subprocess.run([*command, "--run", str(home / "run")], check=True, env=own)
         seconds, trained = perf_counter() - begun, RunDir(home / "run")
-        environment = json.loads((trained.path / "environment.json").read_text(encoding="utf-8"))
-        del environment["command"]  # whose folders are gone
+        environment = lasting(json.loads((trained.path / "environment.json").read_text(encoding="utf-8")))
         history = [dict(row) for row in trained.history]
     return {"seed": seed, "seconds": seconds, "environment": environment, "history": history}
 

@@ -33,7 +33,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 import torch
-from table import publish
+from table import lasting, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().with_name("peers")))
@@ -52,6 +52,7 @@ from plumage.hardware.device import Machine, choose_device, choose_precision
 from plumage.hardware.environment import environment
 from plumage.models.weights import load_file, state_dict_of
 from plumage.recipe import Recipe, is_birds
+from plumage.rundir.folder import weights_file
 
 SCRIPTS = Path(__file__).resolve().with_name("peers")
 # the package of each, and the epochs it is given
@@ -95,7 +96,7 @@ def make_folder(data: str, folder: Path) -> list[int]:
 
 def take_weights(start: str, file: Path) -> str:
     """Write the weights of ``start``, a run or a file, without the last layer. Return what to call them."""
-    given = Path(start) / "checkpoints" / "best.pt" if Path(start).is_dir() else Path(start)
+    given = Path(weights_file(str(Path(start).resolve())))
     state = state_dict_of(load_file(given))
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, file)
     return f"{Path(start).name}, SHA-256 {hashlib.sha256(given.read_bytes()).hexdigest()[:8]}"
@@ -182,8 +183,7 @@ def rows_of(plan: Sequence[Row], tasks: Task, raw: Path, minutes: float = inf) -
     begun, found = monotonic(), {key_of(row): row for row in read_rows(raw)}
     write_rows(raw, list(found.values()))  # what a stop cut short is gone
     device = choose_device("auto")
-    here = environment(Machine(device, choose_precision("auto", device), compile=False))
-    here = {name: value for name, value in here.items() if name not in ("command", "started")}
+    here = lasting(environment(Machine(device, choose_precision("auto", device), compile=False)))
     here["packages"] |= {name: version(name) for name, _ in PEERS.values() if find_spec(name) and name != "plumage"}
     plan = [line | made_with(line["peer"], task_of(line, tasks), here) for line in plan]
     for line in (line for line in plan if key_of(line) not in found):

@@ -18,6 +18,11 @@ def provenance(now: Mapping[str, Any], **packages: str) -> Iterator[str]:
     yield f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"
 
 
+def lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return it without what is of one process alone: the command, whose folders are gone, and when it began."""
+    return {name: value for name, value in environment.items() if name not in ("command", "started")}
+
+
 def alike(environments: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield each environment once: those that differ in the commit alone as one, with all commits."""
     commits: dict[str, dict[str, None]] = {}

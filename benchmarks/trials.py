@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from table import lasting
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +42,7 @@ from plumage.inference.calibration import confidences, cross_fitted, fitted_temp
 from plumage.inference.rejection import risk_coverage
 from plumage.recipe import Recipe, as_given
 from plumage.rundir.evaluation import Evaluation
-from plumage.rundir.folder import RunDir
+from plumage.rundir.folder import RunDir, weights_file
 
 Row = dict[str, Any]
 Options = dict[str, Any]
@@ -72,12 +73,12 @@ class Trial(NamedTuple):
     @property
     def told(self) -> Row:
         """What it trains, in JSON's types: of places only the name, of weights only what is in them."""
-        teacher, weights = self.options.get("teacher"), self.recipe(self.options).weights
+        teacher, recipe = self.options.get("teacher"), self.recipe(self.options)
         return {
             "pictures": self.pictures._asdict() | {"folder": self.pictures.folder.name},
-            "recipe": without_places(self.recipe(self.options)),
+            "recipe": without_places(recipe),
             "teacher": without_places(self.recipe(teacher)) if teacher else None,
-            "weights": fingerprint(weights) if Path(weights).exists() else weights,
+            "weights": fingerprint(recipe.weights) if Path(recipe.weights).exists() else recipe.weights,
             "machine": [machine().device.type, machine().precision],
         }
 
@@ -89,8 +90,7 @@ def without_places(recipe: Recipe) -> Options:
 @cache
 def fingerprint(weights: str) -> str:
     """Return the beginning of the SHA-256 of a run's best checkpoint, or of a file."""
-    file = Path(weights)
-    return hashlib.sha256((file / "checkpoints" / "best.pt" if file.is_dir() else file).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(Path(weights_file(weights)).read_bytes()).hexdigest()[:16]
 
 
 def changed(recipe: Options) -> str:
@@ -116,13 +116,15 @@ def results_of(trials: Sequence[Trial], file: Path, work: Path, jobs: int, minut
     work.mkdir(parents=True, exist_ok=True)
     keys, found = [key_of(trial.told) for trial in trials], {key_of(row): row for row in read_rows(file)}
     missing = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in found}
-    write_rows(file, list(found.values()))  # what a stop cut short is gone
+    if missing:
+        write_rows(file, list(found.values()))  # what a stop cut short is gone
     for number, row in enumerate(train_all(missing.values(), work, jobs, minutes), 1):
         found[key_of(row)] = row
         add_row(file, row)
         told = f"{row['pictures']}, {changed(row['recipe'])}: {row['accuracy']:.2%}"
         print(f"[{number}/{len(missing)}] {told} in {row['seconds']:.0f} s", file=sys.stderr, flush=True)
-    write_rows(file, list(found.values()))  # line by line it is several times as large
+    if missing:
+        write_rows(file, list(found.values()))  # line by line it is several times as large
     return [found.get(key) for key in keys]
 
 
@@ -193,9 +195,8 @@ def train_and_measure(trial: Trial, work: Path) -> Row:
         train(recipe, run, here, store, StopSignals())
         evaluation = evaluate(run, here, store, checkpoint="last", split="test")
         history = [dict(row) for row in run.history]
-    about = {name: value for name, value in environment(here).items() if name not in ("command", "started")}
     seconds = {"seconds": sum(row["seconds"] for row in history)}
-    return trial.told | measures(evaluation) | seconds | {"environment": about, "history": history}
+    return trial.told | measures(evaluation) | seconds | {"environment": lasting(environment(here)), "history": history}
 
 
 def measures(evaluation: Evaluation) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Conv2d(nn.Conv2d):
 
     def _is_small(self, input: Tensor) -> bool:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        return (max(input.shape[2:]) - 1) // stride < MOST.get(kernel, 0)
+        return (max(input.shape[2:]) - 1) // stride < MOST[kernel]
 
     def _multiply(self, input: Tensor) -> Tensor:
         """Lay out what each output pixel sees as a row, and multiply: (b, c, h, w) → (b, channels, h', w')."""

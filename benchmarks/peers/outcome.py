@@ -5,14 +5,15 @@ import io
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from math import isinf
-from typing import Any, NamedTuple
+from statistics import mean
+from typing import NamedTuple
 
+from compared import bracketed, spread
 from table import alike, provenance
+from trials import Row
 
-from plumage.report.statistics import Difference, difference_over_seeds, mean_over
+from plumage.report.statistics import difference_over_seeds
 
-Row = dict[str, Any]
 MARK = "# benchmark"
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 HOW = """\
@@ -37,24 +38,21 @@ class Cell(NamedTuple):
     epochs: int
     rows: dict[int, Row]
 
-    def mean(self, name: str) -> Difference:
-        return mean_over([row[name] for row in self.rows.values()])
+    def each(self, name: str, scale: float = 1) -> list[float]:
+        return [scale * row[name] for row in self.rows.values()]
 
     @property
     def accuracy(self) -> float:
-        return self.mean("accuracy").value
+        return mean(self.each("accuracy"))
 
     @property
     def seconds(self) -> float:
-        return self.mean("seconds").value
+        return mean(self.each("seconds"))
 
     def lead(self, other: "Cell") -> str:
         """Say how many points this one is ahead, by the seeds of both."""
         mine, theirs = ({seed: 100 * row["accuracy"] for seed, row in each.rows.items()} for each in (self, other))
-        gap = difference_over_seeds(mine, theirs)
-        if gap is None:
-            return ""
-        return f"{gap.value:+.2f}" + ("" if isinf(gap.high) else f" ({gap.low:+.2f} to {gap.high:+.2f})")
+        return bracketed(difference_over_seeds(mine, theirs))
 
     def __str__(self) -> str:
         return f"{self.peer}, {self.epochs} epochs: {self.accuracy:.2%}"
@@ -94,17 +92,12 @@ def comparable(cells: Sequence[Cell]) -> list[Cell]:
     return [cell._replace(rows={seed: cell.rows[seed] for seed in sorted(seeds)}) for cell in over]
 
 
-def spread(found: Difference, scale: float = 1, digits: int = 0) -> str:
-    half = "" if isinf(found.high) else f" ± {(found.high - found.value) * scale:.{digits}f}"
-    return f"{found.value * scale:.{digits}f}{half}"
-
-
 def table(cells: Sequence[Cell]) -> Iterator[str]:
     heads = ("", "epochs", "n", "accuracy, %", "seconds", "memory, GiB", "lines of code")
     yield f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"
     for cell in cells:
-        accuracy, seconds = spread(cell.mean("accuracy"), 100, 2), spread(cell.mean("seconds"))
-        rest = f"{spread(cell.mean('memory'), 2**-30, 1)} | {max(row['lines'] for row in cell.rows.values())}"
+        accuracy, seconds = spread(cell.each("accuracy", 100)), spread(cell.each("seconds"), 0)
+        rest = f"{spread(cell.each('memory', 2**-30), 1)} | {max(row['lines'] for row in cell.rows.values())}"
         yield f"| {cell.peer} | {cell.epochs} | {len(cell.rows)} | {accuracy} | {seconds} | {rest} |"
 
 
