@@ -267,7 +267,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # One's own pictures, from ImageNet weights: the fields' own defaults.
     "finetune": {},
     # The built-in birds from scratch, in minutes on two CPU cores.
-    "demo": FROM_SCRATCH | {"resize": 64, "crop": 56, "batch_size": 32, "lr": 0.1, "epochs": 5, "warmup_epochs": 1.0},
+    "demo": FROM_SCRATCH
+    | {"resize": 56, "crop": 48, "lr": 0.4, "weight_decay": 5e-4, "epochs": 7, "warmup_epochs": 1.0},
     # He et al. 2019: ImageNet from scratch with every trick that the paper keeps, but for a teacher (table 6).
     "paper": FROM_SCRATCH | TRICKS | {"batch_size": 256, "epochs": 120, "warmup_epochs": 5.0},
 }

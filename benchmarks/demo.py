@@ -2,7 +2,7 @@
 
     python benchmarks/demo.py -o benchmarks/results/demo-cpu.md
     python benchmarks/demo.py -o benchmarks/results/demo-before-cpu.md -- --resize 64 --crop 56 --batch-size 32 \\
-        --lr 0.1 --epochs 5 --warmup-epochs 1
+        --lr 0.1 --weight-decay 1e-4 --epochs 5 --warmup-epochs 1
 
 Each seed is a process of its own, one after the other, with a cache of its own: the birds are drawn, decoded and learnt
 from, and evaluation, calibration, suspects and report are made. What follows ``--`` goes to train. The accuracy is that

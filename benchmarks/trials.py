@@ -20,6 +20,7 @@ from itertools import islice
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -165,7 +166,8 @@ def add_row(file: Path, row: Row) -> None:
 
 
 def take_core(own: Any) -> None:
-    """Keep this process to a core of its own; what it prints is for nobody."""
+    """Keep this process to a core of its own, and end it with its parent; what it prints is for nobody."""
+    Thread(target=end_with_parent, daemon=True).start()
     number = own.get()
     if number is not None:
         torch.set_num_threads(1)
@@ -173,6 +175,13 @@ def take_core(own: Any) -> None:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[number % len(cores)]})
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
+
+
+def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # one that is killed tells nobody, and those who wait for work from it would wait for ever
 
 
 @cache
