@@ -5,6 +5,9 @@ import gzip
 import importlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +113,30 @@ def test_after_its_minutes_no_other_trial_is_begun(tmp_path, trials, folder):
     made = [trials.Trial(trials.Pictures(folder, 4, 4), each, 0) for each in options]
     rows = trials.results_of(made, tmp_path / "rows.jsonl.gz", tmp_path / "work", 1, minutes=0)
     assert 0 < len([row for row in rows if row]) < len(made)
+
+
+BESIDE = """
+import multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, sys.argv[1])
+from trials import take_core
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    own = spawn.Queue()
+    own.put(None)
+    with ProcessPoolExecutor(1, spawn, take_core, (own,)) as pool:
+        pool.submit(os.getpid).result()
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_ends_with_the_process_that_gave_it_work(tmp_path):
+    script = tmp_path / "beside.py"
+    script.write_text(BESIDE)
+    # The worker holds the pipes too: they end when the last of both has.
+    ended = subprocess.run([sys.executable, script, BENCHMARKS], capture_output=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 def test_other_weights_or_another_preset_are_another_trial(tmp_path, trials, folder):
