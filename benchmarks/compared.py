@@ -81,18 +81,25 @@ def table(found: Sequence[Compared]) -> Iterator[str]:
 
 
 def draw(found: Sequence[Compared], file: Path) -> None:
-    """Draw each difference of accuracy with its interval: a row for each setting, a colour for each level."""
+    """Draw each difference of accuracy with its interval: a row for each setting, a colour for each level.
+
+    Where there are too many levels for that, it is a row for each level, and a colour for each setting.
+    """
     gaps = {setting.title: setting.differences("accuracy") for setting in found if len(setting.levels) > 1}
     names = list(dict.fromkeys(level for each in gaps.values() for level in each))
+    if len(names) > len(COLOURS):
+        by_level = {level: {title: each[level] for title, each in gaps.items() if level in each} for level in names}
+        names, gaps = list(gaps), by_level
     figure, axes = new_axes("difference of accuracy, points", "", 0.9 + 0.14 * sum(map(len, gaps.values())))
-    for number, level in enumerate(names):
-        rows = [(place, each, list(each).index(level)) for place, each in enumerate(gaps.values()) if level in each]
+    figure.set_figwidth(max(figure.get_figwidth(), 2.2 + 0.08 * max(map(len, gaps), default=0)))
+    for number, name in enumerate(names):
+        rows = [(place, each, list(each).index(name)) for place, each in enumerate(gaps.values()) if name in each]
         places = [place + 0.8 * ((own + 0.5) / len(each) - 0.5) for place, each, own in rows]
-        shown = [each[level] for _, each, _ in rows]
+        shown = [each[name] for _, each, _ in rows]
         ends = [[gap.value - gap.low, gap.high - gap.value] if not isinf(gap.high) else [0, 0] for gap in shown]
         middles, lengths = [gap.value for gap in shown], list(map(list, zip(*ends, strict=True)))
         colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar(middles, places, xerr=lengths, fmt="o", color=colour, capsize=2, markersize=4, label=level)
+        axes.errorbar(middles, places, xerr=lengths, fmt="o", color=colour, capsize=2, markersize=4, label=name)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(gaps)), list(gaps))
     axes.invert_yaxis()

@@ -135,7 +135,7 @@ def test_a_worker_ends_with_the_process_that_gave_it_work(tmp_path):
     script = tmp_path / "beside.py"
     script.write_text(BESIDE)
     # The worker holds the pipes too: they end when the last of both has.
-    ended = subprocess.run([sys.executable, script, BENCHMARKS], capture_output=True, timeout=120)
+    ended = subprocess.run([sys.executable, script, BENCHMARKS], capture_output=True, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
@@ -186,6 +186,16 @@ def test_the_table_and_the_figure(tmp_path, compared):
     assert "+2.00 (-0.48 to +4.48)" in second
     compared.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("levels", "rows"), [(3, ["5 epochs"]), (8, list("bcdefgh"))])
+def test_the_figure_has_a_row_for_each_of_many_levels(tmp_path, compared, monkeypatch, levels, rows):
+    drawn, new_axes = [], compared.new_axes
+    monkeypatch.setattr(compared, "new_axes", lambda *args: drawn.append(new_axes(*args)) or drawn[-1])
+    accuracies = {name: [0.5, 0.6 + number / 100] for number, name in enumerate("abcdefgh"[:levels])}
+    compared.draw([compared_of(compared, accuracies)], tmp_path / "figure.png")
+    ((_, axes),) = drawn
+    assert [label.get_text() for label in axes.get_yticklabels()] == rows
 
 
 def test_one_seed_has_no_interval(tmp_path, compared):
