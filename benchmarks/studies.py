@@ -151,6 +151,7 @@ def demo(begin: Begin) -> Iterator[Setting]:
 def paper(begin: Begin) -> Iterator[Setting]:
     """Tables 4 to 6 of He et al. 2019 and the augmentations, each line with the options of the one before."""
     plain: Options = {"zero_gamma": False, "warmup_epochs": 0, "schedule": "step", "smoothing": 0}
+    plain |= {"batch_size": 32, "lr": 0.1, "weight_decay": 1e-4}
     efficient = plain | {"warmup_epochs": 1, "zero_gamma": True, "bias_decay": False}
     best = efficient | {"model": "resnet50d", "schedule": "cosine"}
     smoothed = best | {"smoothing": 0.1}
