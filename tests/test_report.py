@@ -257,12 +257,12 @@ def test_class_names_are_text_whatever_they_hold(tmp_path):
 
 
 def test_what_differs_from_the_preset_is_marked(tmp_path):
-    run = make_run(tmp_path / "run", epochs=3, batch_size=64, lr=0.2, smoothing=0.0)
+    run = make_run(tmp_path / "run", epochs=3, batch_size=32, lr=0.2, smoothing=0.0)
     write_report([run], run / "report.html")
     page = read(run / "report.html")
     marked = [text for text in page.texts["b"] if text.startswith("--")]
     assert marked == ["--batch-size", "--lr", "--epochs", "--smoothing", "--warmup-epochs"]
-    assert "3 (preset: 5)" in page.texts["td"]
+    assert "3 (preset: 7)" in page.texts["td"]
     assert "no finite gap is optimal" in "".join(page.texts["p"])
 
 
