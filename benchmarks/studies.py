@@ -8,7 +8,7 @@
     python benchmarks/studies.py rate --weights runs/species -o benchmarks/results/rate-cpu.md
     python benchmarks/studies.py strong --weights runs/species -o benchmarks/results/strong-cpu.md
     python benchmarks/studies.py paper -o benchmarks/results/paper-cpu.md
-    python benchmarks/studies.py demo -o benchmarks/results/demo-recipes-cpu.md
+    python benchmarks/studies.py demo --seeds 0 -o benchmarks/results/demo-recipes-cpu.md
 
 The weights are a stand-in for ImageNet's: they know 800 species of birds (97.0 % of their validation pictures), and the
 pictures are of 50 others. With --photos FOLDER, of at least 36 pictures for each class, smoothing and strong are also
@@ -143,8 +143,8 @@ def demo(begin: Begin) -> Iterator[Setting]:
         | {"resize": each[0] + 8, "warmup_epochs": 1}
         for each in tried
     }
-    second = "48 px, 7 epochs of 64, rate 0.2, decay 0.0005"
-    levels[f"{second}, not of biases"] = levels[second] | {"bias_decay": False}
+    of_all = "48 px, 7 epochs of 64, rate 0.2, decay 0.0005"
+    levels[f"{of_all}, not of biases"] = levels[of_all] | {"bias_decay": False}
     yield Setting("200 species", begin.birds._replace(train=MOST), begin.options, levels)
 
 

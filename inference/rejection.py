@@ -1,9 +1,9 @@
 """Knowing when it does not know: which predictions are sure enough to be given. Imports no torch.
 
-A picture's confidence is the largest of its calibrated probabilities (Hendrycks and Gimpel 2017). Label smoothing makes
-it rank worse (Xia et al., ICLR 2025). On the built-in birds the temperature mends most of that, and logits over their
-norm, which that paper recommends in section 5, rank worse (benchmarks/results/rejection-cpu.md); of two classes they
-rank nothing. Confidences are (n,) float64, and ``right`` is (n,) bool: which predictions are.
+A picture's confidence is the largest of its calibrated probabilities (Hendrycks and Gimpel 2017). Label smoothing is
+published to make it rank worse (Xia et al., ICLR 2025). On the built-in birds, with the temperature, it does not, and
+logits over their norm, which that paper recommends in section 5, rank no better (benchmarks/results/rejection-cpu.md);
+of two classes they rank nothing. Confidences are (n,) float64, and ``right`` is (n,) bool: which predictions are.
 """
 
 import math
