@@ -105,6 +105,7 @@ def strong(begin: Begin) -> Iterator[Setting]:
     """What may make fine-tuning better, each alone."""
     levels: dict[str, Options] = {
         "finetune": {},
+        "no smoothing": {"smoothing": 0},
         "rate × 2": {"lr": 0.05},
         "rate / 2": {"lr": 0.0125},
         "head's rate × 10": {"head_lr_multiplier": 10},
