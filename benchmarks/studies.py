@@ -102,11 +102,16 @@ def rate(begin: Begin) -> Iterator[Setting]:
 
 
 def strong(begin: Begin) -> Iterator[Setting]:
-    """What may make fine-tuning better, each alone."""
-    levels: dict[str, Options] = {
+    """What may make fine-tuning better: each alone, then what paid together; of photos, what paid on the birds."""
+    paid: dict[str, Options] = {
         "finetune": {},
         "no smoothing": {"smoothing": 0},
         "rate × 2": {"lr": 0.05},
+        "rate × 4": {"lr": 0.1},
+        "rate × 2, no smoothing": {"lr": 0.05, "smoothing": 0},
+        "rate × 4, no smoothing": {"lr": 0.1, "smoothing": 0},
+    }
+    others: dict[str, Options] = {
         "rate / 2": {"lr": 0.0125},
         "head's rate × 10": {"head_lr_multiplier": 10},
         "average of weights": {"ema": 0.98},
@@ -116,9 +121,9 @@ def strong(begin: Begin) -> Iterator[Setting]:
         "decay × 5": {"weight_decay": 5e-4},
         "frozen for 2 epochs": {"freeze_backbone_epochs": 2},
     }
-    yield Setting("birds", begin.birds, begin.options, levels)
+    yield Setting("birds", begin.birds, begin.options, paid | others)
     if begin.photos:
-        yield Setting(begin.photos.name, *of_photos(begin.photos, begin.options), levels)
+        yield Setting(begin.photos.name, *of_photos(begin.photos, begin.options), paid)
 
 
 def demo(begin: Begin) -> Iterator[Setting]:
