@@ -4,9 +4,11 @@
         --batch-size 32 --lr 0.1 --weight-decay 1e-4 --epochs 12 --run runs/species
     python benchmarks/studies.py smoothing --weights runs/species -o benchmarks/results/smoothing-cpu.md
     python benchmarks/studies.py smoothing -o benchmarks/results/smoothing-scratch-cpu.md
+    python benchmarks/studies.py smoothing-rate --weights runs/species -o benchmarks/results/smoothing-rate-cpu.md
     python benchmarks/studies.py schedule --weights runs/species -o benchmarks/results/schedule-cpu.md
     python benchmarks/studies.py rate --weights runs/species -o benchmarks/results/rate-cpu.md
-    python benchmarks/studies.py strong --weights runs/species -o benchmarks/results/strong-cpu.md
+    python benchmarks/studies.py strong --weights runs/species --photos runs/clip_art --epochs 30 \\
+        -o benchmarks/results/strong-cpu.md
     python benchmarks/studies.py paper -o benchmarks/results/paper-cpu.md
     python benchmarks/studies.py demo --seeds 0 -o benchmarks/results/demo-recipes-cpu.md
 
@@ -65,6 +67,9 @@ class Begin(NamedTuple):
     photos: Path | None
 
 
+SMOOTHINGS: dict[str, Options] = {f"ε = {value:g}": {"smoothing": value} for value in (0, 0.05, 0.1, 0.2)}
+
+
 def of_photos(photos: Path, options: Options) -> tuple[Pictures, Options]:
     """Return what else is studied, at 56 px at least: it may show nothing at 32."""
     larger = {"resize": max(options["resize"], 64), "crop": max(options["crop"], 56)}
@@ -73,17 +78,23 @@ def of_photos(photos: Path, options: Options) -> tuple[Pictures, Options]:
 
 def smoothing(begin: Begin) -> Iterator[Setting]:
     """Label smoothing, where one property of how the training begins is another."""
-    levels: dict[str, Options] = {f"ε = {value:g}": {"smoothing": value} for value in (0, 0.05, 0.1, 0.2)}
     options, birds, photos = begin
-    yield Setting(f"{birds.train} pictures a class, {options['epochs']} epochs", birds, options, levels)
+    yield Setting(f"{birds.train} pictures a class, {options['epochs']} epochs", birds, options, SMOOTHINGS)
     for share in (0.05, 0.2):
-        yield Setting(f"{share * 100:g} % of the training labels wrong", birds._replace(wrong=share), options, levels)
+        title = f"{share * 100:g} % of the training labels wrong"
+        yield Setting(title, birds._replace(wrong=share), options, SMOOTHINGS)
     for number in (each for each in (3, 6, 24) if each != birds.train):
-        yield Setting(f"{number} pictures a class", birds._replace(train=number), options, levels)
+        yield Setting(f"{number} pictures a class", birds._replace(train=number), options, SMOOTHINGS)
     for epochs in (5, 60):
-        yield Setting(f"{epochs} epochs", birds, options | {"epochs": epochs}, levels)
+        yield Setting(f"{epochs} epochs", birds, options | {"epochs": epochs}, SMOOTHINGS)
     if photos:
-        yield Setting(f"{photos.name}, 16 pictures a class", *of_photos(photos, options), levels)
+        yield Setting(f"{photos.name}, 16 pictures a class", *of_photos(photos, options), SMOOTHINGS)
+
+
+def smoothing_rate(begin: Begin) -> Iterator[Setting]:
+    """Label smoothing at other rates than the one that the linear scaling rule gives, 0.025."""
+    for value in (0.0125, 0.025, 0.05, 0.1, 0.2):
+        yield Setting(f"rate {value:g}", begin.birds, begin.options | {"lr": value}, SMOOTHINGS)
 
 
 def schedule(begin: Begin) -> Iterator[Setting]:
@@ -192,6 +203,7 @@ def paper(begin: Begin) -> Iterator[Setting]:
 
 STUDIES = {
     "smoothing": (smoothing, "When label smoothing pays"),
+    "smoothing-rate": (smoothing_rate, "Label smoothing, and how fast one learns"),
     "schedule": (schedule, "How the rate falls"),
     "rate": (rate, "The linear scaling rule"),
     "strong": (strong, "What may make fine-tuning better"),

@@ -206,7 +206,7 @@ def test_one_seed_has_no_interval(tmp_path, compared):
     compared.draw(found, tmp_path / "figure.png")
 
 
-@pytest.mark.parametrize("name", ["smoothing", "schedule", "rate", "strong", "paper", "demo"])
+@pytest.mark.parametrize("name", ["smoothing", "smoothing-rate", "schedule", "rate", "strong", "paper", "demo"])
 def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name):
     """And no two levels of a setting train the same."""
     preset = "demo" if name in ("paper", "demo") else "finetune"
