@@ -115,8 +115,8 @@ def rate(begin: Begin) -> Iterator[Setting]:
 def strong(begin: Begin) -> Iterator[Setting]:
     """What may make fine-tuning better: each alone, then what paid together; of photos, what paid on the birds.
 
-    TrivialAugment, CutMix and erasing did not: results/strong-views-cpu.md, by the patch raw/strong-views.patch on commit
-    c7b88d0.
+    TrivialAugment, CutMix and erasing did not: results/strong-views-cpu.md, measured at commit c7b88d0 with
+    results/raw/strong-views.patch.
     """
     paid: dict[str, Options] = {
         "finetune": {},
