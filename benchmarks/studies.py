@@ -20,8 +20,8 @@ On a GPU, at 224 px, meant to take ten minutes, and not measured yet:
 
     python main.py train --data birds:species=800,pictures=12,seed=1 --smoothing 0 --resize 256 --crop 224 \\
         --lr 0.1 --weight-decay 1e-4 --epochs 12 --no-report --run runs/species-224 \\
-    && for study in smoothing schedule rate; do python benchmarks/studies.py $study --weights runs/species-224 \\
-        --resize 256 --crop 224 --minutes 2 -o benchmarks/results/$study-gpu.md; done
+    && for study in smoothing smoothing-rate schedule rate; do python benchmarks/studies.py $study \\
+        --weights runs/species-224 --resize 256 --crop 224 --minutes 2 -o benchmarks/results/$study-gpu.md; done
 
 A seed draws which pictures train, which labels are wrong, and the training. Each accuracy is that of the last epoch on
 test pictures, which have chosen nothing. What each trial gave is kept in raw/ beside the table; the same command trains
