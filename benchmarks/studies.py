@@ -2,7 +2,8 @@
 
     python main.py train --data birds:species=800,pictures=12,seed=1 --smoothing 0 --resize 64 --crop 56 \\
         --batch-size 32 --lr 0.1 --weight-decay 1e-4 --epochs 12 --run runs/species
-    python benchmarks/studies.py smoothing --weights runs/species -o benchmarks/results/smoothing-cpu.md
+    python benchmarks/studies.py smoothing --weights runs/species --photos runs/clip_art \\
+        -o benchmarks/results/smoothing-cpu.md
     python benchmarks/studies.py smoothing --epochs 30 --resize 56 --crop 48 \\
         -o benchmarks/results/smoothing-scratch-cpu.md
     python benchmarks/studies.py smoothing-rate --weights runs/species -o benchmarks/results/smoothing-rate-cpu.md
@@ -13,7 +14,7 @@
     python benchmarks/studies.py paper -o benchmarks/results/paper-cpu.md
     python benchmarks/studies.py demo --seeds 0 -o benchmarks/results/demo-recipes-cpu.md
 
-The weights are a stand-in for ImageNet's: they know 800 species of birds (97.0 % of their validation pictures), and the
+The weights are a stand-in for ImageNet's: they know 800 species of birds (97 % of their validation pictures), and the
 pictures are of 50 others. With --photos FOLDER, of at least 36 pictures for each class, smoothing and strong are also
 studied on these; the tables' clip art is public-domain drawings, 36 of each of 16 subjects.
 
@@ -69,10 +70,14 @@ class Begin(NamedTuple):
     birds: Pictures
     photos: Path | None
 
+    @property
+    def fine_tuning(self) -> bool:
+        return "weights" in self.options
 
-def smoothings(options: Options) -> dict[str, Options]:
+
+def smoothings(begin: Begin) -> dict[str, Options]:
     """Return the levels of smoothing; fewer from scratch, where a training takes ten times as long."""
-    values = (0, 0.05, 0.1, 0.2) if "weights" in options else (0, 0.1)
+    values = (0, 0.05, 0.1, 0.2) if begin.fine_tuning else (0, 0.1)
     return {f"ε = {value:g}": {"smoothing": value} for value in values}
 
 
@@ -85,22 +90,22 @@ def of_photos(photos: Path, options: Options) -> tuple[Pictures, Options]:
 def smoothing(begin: Begin) -> Iterator[Setting]:
     """Label smoothing, where one property of how the training begins is another."""
     options, birds, photos = begin
-    levels, other_epochs = smoothings(options), (5, 60) if "weights" in options else (15,)
+    levels = smoothings(begin)
     yield Setting(f"{birds.train} pictures a class, {options['epochs']} epochs", birds, options, levels)
     for share in (0.05, 0.2):
         title = f"{share * 100:g} % of the training labels wrong"
         yield Setting(title, birds._replace(wrong=share), options, levels)
     for number in (each for each in (3, 6, 24) if each != birds.train):
         yield Setting(f"{number} pictures a class", birds._replace(train=number), options, levels)
-    for epochs in other_epochs:
+    for epochs in (5, 60) if begin.fine_tuning else (15,):
         yield Setting(f"{epochs} epochs", birds, options | {"epochs": epochs}, levels)
     if photos:
         yield Setting(f"{photos.name}, 16 pictures a class", *of_photos(photos, options), levels)
 
 
 def smoothing_rate(begin: Begin) -> Iterator[Setting]:
-    """Label smoothing at other rates: in fine-tuning, than the 0.025 that the linear scaling rule gives."""
-    usual, levels = begin.options.get("lr", 0.025), smoothings(begin.options)
+    """Label smoothing at the usual rate (in fine-tuning, the linear scaling rule's), and at lower and higher ones."""
+    usual, levels = begin.options.get("lr", 0.025), smoothings(begin)
     for value in (usual / 2, usual, 2 * usual, 4 * usual, 8 * usual):
         yield Setting(f"rate {value:g}", begin.birds, begin.options | {"lr": value}, levels)
 
@@ -121,12 +126,12 @@ def rate(begin: Begin) -> Iterator[Setting]:
 
 
 def strong(begin: Begin) -> Iterator[Setting]:
-    """What may make fine-tuning better: each alone, then what paid together; of photos, what paid on the birds.
+    """What may make fine-tuning better; of photos, only no smoothing and higher rates, which paid on the birds.
 
     TrivialAugment, CutMix and erasing did not: results/strong-views-cpu.md, measured at commit c7b88d0 with
     results/raw/strong-views.patch.
     """
-    paid: dict[str, Options] = {
+    of_both: dict[str, Options] = {
         "finetune": {},
         "no smoothing": {"smoothing": 0},
         "rate × 2": {"lr": 0.05},
@@ -144,9 +149,9 @@ def strong(begin: Begin) -> Iterator[Setting]:
         "decay × 5": {"weight_decay": 5e-4},
         "frozen for 2 epochs": {"freeze_backbone_epochs": 2},
     }
-    yield Setting("birds", begin.birds, begin.options, paid | others)
+    yield Setting("birds", begin.birds, begin.options, of_both | others)
     if begin.photos:
-        yield Setting(begin.photos.name, *of_photos(begin.photos, begin.options), paid)
+        yield Setting(begin.photos.name, *of_photos(begin.photos, begin.options), of_both)
 
 
 def demo(begin: Begin) -> Iterator[Setting]:
@@ -238,10 +243,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/studies"), help="for what is in between")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    from_scratch = args.study in ("paper", "demo")
-    if from_scratch and args.weights:
+    if args.study in ("paper", "demo") and args.weights:
         parser.error(f"--weights: {args.study} trains from scratch; leave it out")
-    if not from_scratch and not args.study.startswith("smoothing") and not args.weights:
+    if args.study in ("schedule", "rate", "strong") and not args.weights:
         parser.error(f"--weights: {args.study} is of fine-tuning; give a run, as the first command above trains it")
     study, title = STUDIES[args.study]
     wanted = {"species": 200 if args.study == "demo" else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}

@@ -206,11 +206,17 @@ def test_one_seed_has_no_interval(tmp_path, compared):
     compared.draw(found, tmp_path / "figure.png")
 
 
-@pytest.mark.parametrize("name", ["smoothing", "smoothing-rate", "schedule", "rate", "strong", "paper", "demo"])
-def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name):
+@pytest.mark.parametrize(
+    ("name", "fine_tuning"),
+    [
+        *((name, True) for name in ("smoothing", "smoothing-rate", "schedule", "rate", "strong")),
+        *((name, False) for name in ("smoothing", "smoothing-rate", "paper", "demo")),
+    ],
+)
+def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name, fine_tuning):
     """And no two levels of a setting train the same."""
-    preset = "demo" if name in ("paper", "demo") else "finetune"
-    start = {"preset": preset, "epochs": 15, "resize": 36, "crop": 32}
+    start = {"preset": "finetune", "weights": "imagenet"} if fine_tuning else studies.FROM_SCRATCH
+    start = start | {"epochs": 15, "resize": 36, "crop": 32}
     study, _ = studies.STUDIES[name]
     settings = list(study(studies.Begin(start, trials.Pictures(tmp_path / "birds", 6, 24), tmp_path / "photos")))
     for setting in settings:
