@@ -245,7 +245,7 @@ def main() -> None:
         try:
             pictures = make_folder(args.data, data)
             start = "scratch" if args.start == "scratch" else take_weights(args.start, weights)
-            shared = {"data": args.data if is_birds(args.data) else Path(args.data).resolve().name}
+            shared = {"data": args.data if is_birds(args.data) else Path(args.data).absolute().name}
             shared |= {"pictures": pictures, "start": start, "side": args.side}
             turns = range(max(len(epochs[peer]) for peer in peers))
             order = [(seed, turn, peer) for seed in args.seeds for turn in turns for peer in peers]

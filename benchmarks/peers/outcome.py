@@ -42,6 +42,10 @@ class Cell(NamedTuple):
         return [scale * row[name] for row in self.rows.values()]
 
     @property
+    def name(self) -> str:
+        return f"{self.peer}, {self.epochs} epoch{'s' * (self.epochs != 1)}"
+
+    @property
     def accuracy(self) -> float:
         return mean(self.each("accuracy"))
 
@@ -55,7 +59,7 @@ class Cell(NamedTuple):
         return bracketed(difference_over_seeds(mine, theirs))
 
     def __str__(self) -> str:
-        return f"{self.peer}, {self.epochs} epochs: {self.accuracy:.2%}"
+        return f"{self.name}: {self.accuracy:.2%}"
 
 
 def code_lines(source: str) -> int:
@@ -147,7 +151,7 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     yield HOW.format(precision=own, ultralytics=-(-one["side"] // 32) * 32)
     yield from table(cells)
     same = comparable(cells)
-    left_out = [f"{cell.peer}, {cell.epochs} epochs" for cell in cells if cell[:2] not in {each[:2] for each in same}]
+    left_out = [cell.name for cell in cells if cell[:2] not in {each[:2] for each in same}]
     rest = f" Without {'; '.join(left_out)}: not of these seeds." if left_out else ""
     yield f"\nCompared over the seeds {', '.join(map(str, same[0].rows))}.{rest}"
     yield from duels(cells)
