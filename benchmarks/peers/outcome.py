@@ -151,7 +151,7 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     yield HOW.format(precision=own, ultralytics=-(-one["side"] // 32) * 32)
     yield from table(cells)
     same = comparable(cells)
-    left_out = [cell.name for cell in cells if cell[:2] not in {each[:2] for each in same}]
+    left_out = [cell.name for cell in cells if cell.name not in {each.name for each in same}]
     rest = f" Without {'; '.join(left_out)}: not of these seeds." if left_out else ""
     yield f"\nCompared over the seeds {', '.join(map(str, same[0].rows))}.{rest}"
     yield from duels(cells)
