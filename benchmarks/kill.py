@@ -34,18 +34,23 @@ from typing import Any
 
 import torch
 from table import provenance, publish
-from tricks import MAIN, Options, words
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plumage.recipe import as_given
+
+MAIN = Path(__file__).resolve().parents[1] / "main.py"
+Options = dict[str, Any]
 COMMON: Options = {
     "data": "birds:species=4,pictures=10", "preset": "finetune", "model": "resnet18", "weights": "none", "resize": 36,
-    "crop": 32, "batch-size": 8, "lr": 0.05, "epochs": 4, "device": "cpu", "precision": "fp32",
+    "crop": 32, "batch_size": 8, "lr": 0.05, "epochs": 4, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 # what teaches, or is started from, is the undisturbed plain run, which is the first
 CONFIGURATIONS: dict[str, Options] = {
     "plain": {},
     "ema-mixup-paper": {"ema": 0.9, "mixup": 0.2, "augment": "paper"},
     "freeze-accumulate-clip-stop": {
-        "weights": "plain", "freeze-backbone-epochs": 1, "accumulate": 2, "clip-grad-norm": 1, "early-stopping": 1
+        "weights": "plain", "freeze_backbone_epochs": 1, "accumulate": 2, "clip_grad_norm": 1, "early_stopping": 1
     },
     "teacher": {"teacher": "plain", "temperature": 4},
     "precision-auto": {"precision": "auto"},
@@ -85,6 +90,11 @@ class Way:
             return code == 2 and errors.count("error: ") == 1 and "Traceback" not in errors
         number = signal.Signals[f"SIG{self.name}"]
         return code == -number or (number != signal.SIGKILL and code == 128 + number)
+
+
+def words(options: Options) -> list[str]:
+    """Return the options as main.py takes them."""
+    return [word for name, value in options.items() for word in as_given(name, value).split(" ", 1)]
 
 
 def attempt(command: list[str], way: Way, instant: float | None = None) -> tuple[int, str, bool]:

@@ -39,11 +39,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kill import COMMON, contents, unequal, unreadable
+from kill import COMMON, MAIN, Options, contents, unequal, unreadable, words
 from table import provenance, publish
-from tricks import MAIN, Options, words
 
-TRAINING: Options = {**COMMON, "data": "birds:species=4,pictures=40", "batch-size": 16, "lr": 0.02, "epochs": 10}
+TRAINING: Options = {**COMMON, "data": "birds:species=4,pictures=40", "batch_size": 16, "lr": 0.02, "epochs": 10}
 # whether each step is saved, and whether the pictures and the cache lie on the disk too
 CONFIGURATIONS = {
     "a checkpoint an epoch": (False, False),

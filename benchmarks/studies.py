@@ -32,7 +32,7 @@ its own (--jobs).
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -218,14 +218,22 @@ def paper(begin: Begin) -> Iterator[Setting]:
         yield Setting(title, begin.birds._replace(train=MOST), begin.options, levels, chained=True)
 
 
+class Study(NamedTuple):
+    """What is asked, and whether --weights is needed (True), must not be given (False), or is as one likes (None)."""
+
+    settings: Callable[[Begin], Iterator[Setting]]
+    title: str
+    weights: bool | None
+
+
 STUDIES = {
-    "smoothing": (smoothing, "When label smoothing pays"),
-    "smoothing-rate": (smoothing_rate, "Label smoothing, and how fast one learns"),
-    "schedule": (schedule, "How the rate falls"),
-    "rate": (rate, "The linear scaling rule"),
-    "strong": (strong, "What may make fine-tuning better"),
-    "demo": (demo, "The demo's recipe"),
-    "paper": (paper, "The bag of tricks"),
+    "smoothing": Study(smoothing, "When label smoothing pays", None),
+    "smoothing-rate": Study(smoothing_rate, "Label smoothing, and how fast one learns", None),
+    "schedule": Study(schedule, "How the rate falls", True),
+    "rate": Study(rate, "The linear scaling rule", True),
+    "strong": Study(strong, "What may make fine-tuning better", True),
+    "demo": Study(demo, "The demo's recipe", False),
+    "paper": Study(paper, "The bag of tricks", False),
 }
 
 
@@ -243,11 +251,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/studies"), help="for what is in between")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    if args.study in ("paper", "demo") and args.weights:
+    study = STUDIES[args.study]
+    if args.weights and study.weights is False:
         parser.error(f"--weights: {args.study} trains from scratch; leave it out")
-    if args.study in ("schedule", "rate", "strong") and not args.weights:
+    if study.weights and not args.weights:
         parser.error(f"--weights: {args.study} is of fine-tuning; give a run, as the first command above trains it")
-    study, title = STUDIES[args.study]
     wanted = {"species": 200 if args.study == "demo" else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
     birds = args.folder / birds_folder(wanted)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +263,7 @@ def main() -> None:
         draw_birds(birds, **wanted, workers=usable_cores())
     start = {"preset": "finetune", "weights": str(args.weights)} if args.weights else FROM_SCRATCH
     options = start | {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
-    settings = list(study(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))
+    settings = list(study.settings(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))
     lines = [(setting, level, seed) for seed in args.seeds for setting in settings for level in setting.levels]
     trials = [Trial(setting.pictures, setting.options | setting.levels[level], seed) for setting, level, seed in lines]
     raw = args.output.parent / "raw" / f"{args.output.stem}.jsonl.gz"
@@ -266,7 +274,7 @@ def main() -> None:
             found[setting.title].levels.setdefault(level, {})[seed] = row
     told = [each for each in found.values() if each.levels]
     draw(told, args.output.with_suffix(".png"))
-    publish("\n".join(text(title, told, f"{args.output.stem}.png")), args.output)
+    publish("\n".join(text(study.title, told, f"{args.output.stem}.png")), args.output)
 
 
 if __name__ == "__main__":

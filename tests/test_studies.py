@@ -217,8 +217,10 @@ def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, n
     """And no two levels of a setting train the same."""
     start = {"preset": "finetune", "weights": "imagenet"} if fine_tuning else studies.FROM_SCRATCH
     start = start | {"epochs": 15, "resize": 36, "crop": 32}
-    study, _ = studies.STUDIES[name]
-    settings = list(study(studies.Begin(start, trials.Pictures(tmp_path / "birds", 6, 24), tmp_path / "photos")))
+    study = studies.STUDIES[name]
+    assert study.weights in (None, fine_tuning)
+    birds = trials.Pictures(tmp_path / "birds", 6, 24)
+    settings = list(study.settings(studies.Begin(start, birds, tmp_path / "photos")))
     for setting in settings:
         options = [setting.options | own for own in setting.levels.values()]
         made = [trials.Trial(setting.pictures, each, 0) for each in options]
