@@ -22,10 +22,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kill import MAIN, Options, words
 from table import provenance, publish
 
-MAIN = Path(__file__).resolve().parents[1] / "main.py"
-Options = dict[str, Any]
 BASELINE: Options = {
     "preset": "demo", "model": "resnet50", "weights": "none", "batch-size": 32, "lr": 0.1, "momentum": 0.9,
     "weight-decay": 1e-4, "schedule": "step", "warmup-epochs": 0, "zero-gamma": False, "bias-decay": True,
@@ -69,14 +68,6 @@ def lines() -> Iterator[tuple[str, str, Options, Options, str]]:
             options = of_label[label] = {**options, **added}
             slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
             yield title, label, added, options, names.setdefault(frozenset(options.items()), slug)
-
-
-def words(options: Options) -> list[str]:
-    """The options as main.py takes them; True and False are --name and --no-name."""
-    found: list[str] = []
-    for name, value in options.items():
-        found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return found
 
 
 def accuracy(run: Path, options: Options, device: str) -> float | None:
