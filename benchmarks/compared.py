@@ -14,7 +14,7 @@ from plumage.report.style import COLOURS, INK, legend, new_axes
 
 HOW = """\
 - ± and brackets: 95 % intervals over n seeds by Student's t, one by one, not corrected for how many there are
-- A difference is seed by seed, to {base}
+- A difference is seed by seed, to the first level
 - Accuracy: of the last epoch, on test pictures; the balanced one is the same, since each class has as many
 - Calibrated: each half of the test pictures by the temperature of the other. AURC: the area under the risk–coverage
   curve; the temperature is of all of them
@@ -22,22 +22,19 @@ HOW = """\
 
 
 class Compared(NamedTuple):
-    """What a setting gave: its rows by level and seed. chained: see ``studies.Setting``."""
+    """What a setting gave: its rows by level and seed."""
 
     title: str
     levels: dict[str, dict[int, Row]]
-    chained: bool
 
     @property
     def rows(self) -> list[Row]:
         return [row for by_seed in self.levels.values() for row in by_seed.values()]
 
     def differences(self, name: str, scale: float = 100) -> dict[str, Difference]:
-        """Return how far each level's mean lies from the first's, or from that of the one before."""
-        names = list(self.levels)
-        bases = names[:-1] if self.chained else names[:1] * (len(names) - 1)
-        of = {level: values(rows, name, scale) for level, rows in self.levels.items()}
-        gaps = {level: difference_over_seeds(of[level], of[base]) for level, base in zip(names[1:], bases, strict=True)}
+        """Return how far each level's mean lies from the first's."""
+        (_, first), *others = ((level, values(rows, name, scale)) for level, rows in self.levels.items())
+        gaps = {level: difference_over_seeds(own, first) for level, own in others}
         return {level: gap for level, gap in gaps.items() if gap}
 
 
@@ -122,7 +119,7 @@ def text(title: str, found: Sequence[Compared], figure: str) -> Iterator[str]:
     yield from (f"- Weights to start from: {weights}" for weights in sorted({row["weights"] for row in rows}))
     of_all = shared(rows)
     yield f"- Options of all that are not the defaults: `{changed(of_all)}`"
-    yield HOW.format(base="the line before" if found[0].chained else "the first level")
+    yield HOW
     for setting in found:
         one = setting.rows[0]
         own = changed({name: value for name, value in shared(setting.rows).items() if name not in of_all})
