@@ -246,7 +246,7 @@ def main() -> None:
         parser.error(f"--weights: {args.study} trains from scratch; leave it out")
     if study.weights and not args.weights:
         parser.error(f"--weights: {args.study} is of fine-tuning; give a run, as the first command above trains it")
-    wanted = {"species": 50 if study.weights is not False else 200, "pictures": MOST + TEST + VALIDATE, "seed": 0}
+    wanted = {"species": 200 if study.weights is False else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
     birds = args.folder / birds_folder(wanted)
     args.folder.mkdir(parents=True, exist_ok=True)
     if not birds.exists():
