@@ -183,7 +183,6 @@ def paper(begin: Begin) -> Iterator[Setting]:
 
     The paper adds one to the other, from a baseline that does not begin to learn in so few steps.
     """
-    first = begin.options | {"batch_size": 64, "lr": 0.4}
     tables: dict[str, dict[str, Options]] = {
         "Table 4, efficient training": {
             "no warm-up": {"warmup_epochs": 0},
@@ -199,13 +198,13 @@ def paper(begin: Begin) -> Iterator[Setting]:
         "Table 6, refinements": {
             "steps, not the cosine": {"schedule": "step"},
             "no smoothing": {"smoothing": 0},
-            "distillation from D": {"teacher": first | {"model": "resnet50d"}},
+            "distillation from D": {"teacher": begin.options | {"model": "resnet50d"}},
             "mixup": {"mixup": 0.2},
         },
         "Augmentation": {"resized crops": {"augment": "resized-crop"}, "paper": {"augment": "paper"}},
     }
     for title, levels in tables.items():
-        yield Setting(title, begin.birds._replace(train=MOST), first, {"the first command's": {}} | levels)
+        yield Setting(title, begin.birds._replace(train=MOST), begin.options, {"the first command's": {}} | levels)
 
 
 class Study(NamedTuple):
@@ -246,12 +245,15 @@ def main() -> None:
         parser.error(f"--weights: {args.study} trains from scratch; leave it out")
     if study.weights and not args.weights:
         parser.error(f"--weights: {args.study} is of fine-tuning; give a run, as the first command above trains it")
-    wanted = {"species": 200 if study.weights is False else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
+    first_command = study.weights is False  # of its species, from its preset
+    wanted = {"species": 200 if first_command else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
     birds = args.folder / birds_folder(wanted)
     args.folder.mkdir(parents=True, exist_ok=True)
     if not birds.exists():
         draw_birds(birds, **wanted, workers=usable_cores())
-    start = {"preset": "finetune", "weights": str(args.weights)} if args.weights else FROM_SCRATCH
+    start = {"preset": "demo"} if first_command else FROM_SCRATCH
+    if args.weights:
+        start = {"preset": "finetune", "weights": str(args.weights)}
     options = start | {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
     settings = list(study.settings(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))
     lines = [(setting, level, seed) for seed in args.seeds for setting in settings for level in setting.levels]
