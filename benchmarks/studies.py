@@ -198,6 +198,8 @@ def paper(begin: Begin) -> Iterator[Setting]:
         "Table 6, refinements": {
             "steps, not the cosine": {"schedule": "step"},
             "no smoothing": {"smoothing": 0},
+            "half the smoothing": {"smoothing": 0.05},
+            "twice the smoothing": {"smoothing": 0.2},
             "distillation from D": {"teacher": begin.options | {"model": "resnet50d"}},
             "mixup": {"mixup": 0.2},
         },
