@@ -4,7 +4,7 @@
         --batch-size 32 --lr 0.1 --weight-decay 1e-4 --epochs 12 --run runs/species
     python benchmarks/studies.py smoothing --weights runs/species --photos runs/clip_art \\
         -o benchmarks/results/smoothing-cpu.md
-    python benchmarks/studies.py smoothing --epochs 30 --resize 56 --crop 48 \\
+    python benchmarks/studies.py smoothing --photos runs/clip_art --epochs 30 --resize 56 --crop 48 \\
         -o benchmarks/results/smoothing-scratch-cpu.md
     python benchmarks/studies.py smoothing-rate --weights runs/species -o benchmarks/results/smoothing-rate-cpu.md
     python benchmarks/studies.py schedule --weights runs/species -o benchmarks/results/schedule-cpu.md
