@@ -228,6 +228,13 @@ STUDIES = {
 }
 
 
+def start_of(study: Study, weights: Path | None) -> Options:
+    """Return what all of its trainings begin from; who must not have weights studies the first command's recipe."""
+    if weights:
+        return {"preset": "finetune", "weights": str(weights)}
+    return {"preset": "demo"} if study.weights is False else FROM_SCRATCH
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
@@ -247,16 +254,13 @@ def main() -> None:
         parser.error(f"--weights: {args.study} trains from scratch; leave it out")
     if study.weights and not args.weights:
         parser.error(f"--weights: {args.study} is of fine-tuning; give a run, as the first command above trains it")
-    first_command = study.weights is False  # of its species, from its preset
-    wanted = {"species": 200 if first_command else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
+    wanted = {"species": 200 if study.weights is False else 50, "pictures": MOST + TEST + VALIDATE, "seed": 0}
     birds = args.folder / birds_folder(wanted)
     args.folder.mkdir(parents=True, exist_ok=True)
     if not birds.exists():
         draw_birds(birds, **wanted, workers=usable_cores())
-    start = {"preset": "demo"} if first_command else FROM_SCRATCH
-    if args.weights:
-        start = {"preset": "finetune", "weights": str(args.weights)}
-    options = start | {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
+    of_all = {"resize": args.resize, "crop": args.crop, "epochs": args.epochs, "group_duplicates": False}
+    options = start_of(study, args.weights) | of_all
     settings = list(study.settings(Begin(options, Pictures(birds, 6 if args.weights else MOST, TEST), args.photos)))
     lines = [(setting, level, seed) for seed in args.seeds for setting in settings for level in setting.levels]
     trials = [Trial(setting.pictures, setting.options | setting.levels[level], seed) for setting, level, seed in lines]

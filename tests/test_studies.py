@@ -215,9 +215,8 @@ def test_one_seed_has_no_interval(tmp_path, compared):
 def test_each_study_asks_for_recipes_that_there_are(tmp_path, studies, trials, name, fine_tuning):
     """And no two levels of a setting train the same."""
     study = studies.STUDIES[name]
-    from_scratch = {"preset": "demo"} if study.weights is False else studies.FROM_SCRATCH
-    start = {"preset": "finetune", "weights": "imagenet"} if fine_tuning else from_scratch
-    start = start | {"epochs": 15, "resize": 36, "crop": 32}
+    weights = Path("imagenet") if fine_tuning else None
+    start = studies.start_of(study, weights) | {"epochs": 15, "resize": 36, "crop": 32}
     assert study.weights in (None, fine_tuning)
     birds = trials.Pictures(tmp_path / "birds", 6, 24)
     settings = list(study.settings(studies.Begin(start, birds, tmp_path / "photos")))
